@@ -1,0 +1,40 @@
+"""A feedback spiking network with a linear readout of its firing rates."""
+from torch import Tensor, nn
+
+from modules import FeedbackSNN, SpikeStatistics
+from modules.synapses import Shape
+
+
+class SpikingClassifier(nn.Module):
+    """``logits = W a + b`` of the equilibrium firing rates ``a`` of a network's last layer.
+
+    Args:
+        network: the spiking part.
+        input_shape: shape of one image or frame, ``(channels, height, width)``.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, network: FeedbackSNN, *, input_shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        self.network, self.input_shape, self.num_classes = network, tuple(input_shape), num_classes
+        features = self._units(network.layer_shapes(self.input_shape)[-1:])
+        self.classifier = nn.Linear(features, num_classes)
+
+    def forward(self, x: Tensor, statistics: SpikeStatistics | None = None) -> Tensor:
+        """Logits ``(batch, num_classes)`` of inputs as :class:`modules.FeedbackSNN` takes them."""
+        return self.classifier(self.network(x, statistics).flatten(1))
+
+    @property
+    def num_neurons(self) -> int:
+        """Number of forward neurons, pooling layers included."""
+        return self._units(self.network.layer_shapes(self.input_shape))
+
+    @staticmethod
+    def _units(shapes: list[Shape]) -> int:
+        total = 0
+        for shape in shapes:
+            units = 1
+            for size in shape:
+                units *= size
+            total += units
+        return total

@@ -1,0 +1,25 @@
+"""Simulation engines: interchangeable implementations of the two simulations of SPIDE.
+
+An engine is anything with the two functions of :class:`Engine`; the module ``dense`` is one, and defines by its code
+what every other must compute.
+"""
+import torch
+
+from modules.engines import dense
+from modules.engines.interface import BackwardResult, Engine, ForwardResult
+
+__all__ = ["NAMES", "BackwardResult", "Engine", "ForwardResult", "select"]
+
+ENGINES: dict[str, Engine] = {"dense": dense}
+NAMES = ("auto", *ENGINES)
+
+
+def select(name: str, device: torch.device) -> Engine:
+    """The engine called ``name``; ``auto`` picks the fastest one for ``device``.
+
+    Raises:
+        ValueError: there is no engine of that name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"there is no engine '{name}'; choose one of {', '.join(NAMES)}")
+    return ENGINES["dense" if name == "auto" else name]

@@ -1,0 +1,125 @@
+"""Spiking neurons of the two passes: IF and LIF forward, ternary couples backward (SPIDE, sections 3.1 and 4.2).
+
+A neuron here is a set of numbers and one step of dynamics. It holds no tensors: the simulation owns the membrane
+potentials, so one neuron serves every layer, batch and device.
+"""
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def leak_weights(steps: int, leak: float, *, like: Tensor) -> Tensor:
+    """Weights ``leak^(T-t) / sum`` of the steps ``t = 1..T`` in a firing rate, shape ``(steps,)``, summing to 1."""
+    ages = torch.arange(steps - 1, -1, -1, device=like.device, dtype=torch.float64)
+    weights = leak ** ages
+    return (weights / weights.sum()).to(like.dtype)
+
+
+def leak_sum(steps: int, leak: float) -> float:
+    """Sum of ``leak^(T-t)`` over ``t = 1..T``: what a leaky spike count is divided by to become a rate."""
+    return float(steps) if leak == 1 else (1 - leak**steps) / (1 - leak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LIF:
+    """Leaky integrate-and-fire neuron with reset by subtraction.
+
+    One step: ``u += I``; ``s = [u >= v_threshold]``; ``u = leak * (u - quantum * s)``.
+
+    Args:
+        v_threshold: firing threshold, > 0.
+        u_rest: potential that a spike resets towards, below the threshold; ``-v_threshold`` by default.
+        leak: factor that remains of the potential after a step, in (0, 1).
+
+    Raises:
+        ValueError: a parameter is out of its range.
+    """
+
+    v_threshold: float = 1.0
+    u_rest: float | None = None
+    leak: float
+
+    def __post_init__(self) -> None:
+        _settle_reset(self)
+        if not 0 < self.leak < 1:
+            raise ValueError(f"the leak of a LIF neuron must lie in (0, 1), not {self.leak}: use IF for no leak")
+
+    @property
+    def quantum(self) -> float:
+        """What one spike takes from the potential: kappa = v_threshold - u_rest."""
+        return self.v_threshold - self.u_rest
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
+        """Advance by one step, in place: ``potential`` is updated, ``spikes`` overwritten with 0 or 1; all of one shape."""
+        potential += current
+        torch.ge(potential, self.v_threshold, out=spikes)
+        potential.sub_(spikes, alpha=self.quantum)
+        if self.leak != 1:
+            potential *= self.leak
+
+
+@dataclass(frozen=True, kw_only=True)
+class IF(LIF):
+    """Integrate-and-fire neuron: a LIF that does not leak (``leak = 1``). Arguments as for :class:`LIF`."""
+
+    leak: float = field(default=1.0, init=False)
+
+    def __post_init__(self) -> None:
+        _settle_reset(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TernaryCouple:
+    """Two coupled neurons that fire spikes of value -1, 0 or 1: the unit of the backward network (SPIDE, section 4.2).
+
+    One step: ``v += J``; ``s = [v >= v_threshold] - [v <= -v_threshold]``; ``v = leak * (v - quantum * s)``. The
+    signal that a spike carries is ``r = quantum * s``.
+
+    Args:
+        v_threshold: firing threshold of both neurons, > 0.
+        u_rest: reset of both, below the threshold; ``-v_threshold`` by default.
+        leak: as in :class:`LIF`, 1 for none. A FeedbackSNN gives its couples the leak of its forward neurons.
+
+    Raises:
+        ValueError: a parameter is out of its range.
+    """
+
+    v_threshold: float = 0.5
+    u_rest: float | None = None
+    leak: float = 1.0
+
+    def __post_init__(self) -> None:
+        _settle_reset(self)
+        if not 0 < self.leak <= 1:
+            raise ValueError(f"the leak of a ternary couple must lie in (0, 1], not {self.leak}")
+
+    @property
+    def quantum(self) -> float:
+        """What one spike takes from the potential and carries on: kappa_b = v_threshold - u_rest."""
+        return self.v_threshold - self.u_rest
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor, negative: Tensor) -> Tensor:
+        """Advance by one step, in place, and return how many units fired (a 0-dim tensor on the device).
+
+        ``potential`` is updated and ``spikes`` overwritten with -1, 0 or 1; ``negative`` is scratch of the same shape.
+        """
+        potential += current
+        torch.ge(potential, self.v_threshold, out=spikes)
+        torch.le(potential, -self.v_threshold, out=negative)
+        fired = spikes.sum() + negative.sum()
+        spikes -= negative
+        potential.sub_(spikes, alpha=self.quantum)
+        if self.leak != 1:
+            potential *= self.leak
+        return fired
+
+
+def _settle_reset(neuron: LIF | TernaryCouple) -> None:
+    """Fill in the default reset potential and check it against the threshold."""
+    if not neuron.v_threshold > 0:
+        raise ValueError(f"a firing threshold must be positive, not {neuron.v_threshold}")
+    if neuron.u_rest is None:
+        object.__setattr__(neuron, "u_rest", -neuron.v_threshold)
+    if not neuron.u_rest < neuron.v_threshold:
+        raise ValueError(f"u_rest ({neuron.u_rest}) must be below the threshold ({neuron.v_threshold})")

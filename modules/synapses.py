@@ -1,0 +1,249 @@
+"""Synapses: linear maps from spikes to currents, ``I = W s + b``, each with its transpose for the backward network.
+
+A synapse owns its parameters and knows its geometry; the tensors that a simulation uses are handed to it, so that the
+same call serves a norm-restricted weight, another memory layout or a saved tensor. To add a kind of synapse, derive
+from :class:`Synapse` and define ``output_shape`` and ``current``; ``transpose`` is then found by automatic
+differentiation, and overriding it only makes it faster.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Shape = tuple[int, ...]
+
+
+class MaxNorm(nn.Module):
+    """Norm restriction ``w * min(1, c / ||w||_F)``, the factor held constant in differentiation (SPIDE, section 4.4).
+
+    It keeps the feedback map a contraction, so that an equilibrium exists.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        super().__init__()
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be positive, not {max_norm}")
+        self.max_norm = max_norm
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * (self.max_norm / torch.linalg.vector_norm(weight.detach())).clamp(max=1)
+
+
+class Synapse(nn.Module):
+    """A linear map from spikes to synaptic currents, ``I = W s + b``, with variational dropout on the current.
+
+    Args:
+        dropout: probability in [0, 1) that an output unit is cut off for a whole batch, at every step of both passes.
+
+    Attributes:
+        weight, bias: the tensors ``W`` and ``b``, or None for a map without them.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
+        self.dropout = dropout
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Shape of the current, without the batch dimension, for spikes of ``input_shape``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define output_shape")
+
+    def reaches(self, input_shape: Shape, target_shape: Shape) -> bool:
+        """Whether spikes of ``input_shape`` can drive a layer of ``target_shape``."""
+        return self.output_shape(input_shape) == target_shape
+
+    def current(self, spikes: Tensor, weight: Tensor | None, bias: Tensor | None, output_shape: Shape) -> Tensor:
+        """``W s + b`` for spikes ``(batch, *input_shape)``, as ``(batch, *output_shape)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define current")
+
+    def transpose(self, spikes: Tensor, weight: Tensor | None, input_shape: Shape) -> Tensor:
+        """``W^T s`` for spikes ``(batch, *output_shape)``, as ``(batch, *input_shape)``."""
+        with torch.enable_grad():
+            probe = spikes.new_zeros((len(spikes), *input_shape), requires_grad=True)
+            current = self.current(probe, weight, None, tuple(spikes.shape[1:]))
+        return torch.autograd.grad(current, probe, spikes)[0]
+
+    @property
+    def stored_weight(self) -> nn.Parameter | None:
+        """The parameter that is trained: the weight itself, or what ``weight`` is computed from under ``max_norm``."""
+        return self.parametrizations.weight.original if parametrize.is_parametrized(self, "weight") else self.weight
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """The current ``W s + b`` without dropout."""
+        return self.current(spikes, self.weight, self.bias, self.output_shape(tuple(spikes.shape[1:])))
+
+    def draw_dropout(self, shape: Shape, *, like: Tensor) -> Tensor | None:
+        """One dropout mask of 0 and ``1/(1-p)`` in ``shape``, or None when nothing is dropped."""
+        if not (self.training and self.dropout):
+            return None
+        keep = 1 - self.dropout
+        mask = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(keep).div_(keep)
+        return mask.contiguous(memory_format=layout(mask))
+
+    def _own(self, weight: Tensor, bias_size: int | None, max_norm: float | None) -> None:
+        """Make ``weight`` (PyTorch's default initial values) and a zero bias this synapse's parameters."""
+        self.weight = nn.Parameter(weight)
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.register_parameter("bias", None if bias_size is None else nn.Parameter(torch.zeros(bias_size)))
+        if max_norm is not None:
+            parametrize.register_parametrization(self, "weight", MaxNorm(max_norm))
+
+
+def layout(tensor: Tensor) -> torch.memory_format:
+    """The memory layout that simulations use: channels last for images, where convolutions run up to 4 times faster."""
+    return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+
+
+class Conv2d(Synapse):
+    """2-d convolution of ``(batch, in_channels, height, width)``; padded to keep the size (``same``) by default.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride: as in ``torch.nn.Conv2d``, whole numbers.
+        padding: zeros added on each side; ``kernel_size // 2`` by default.
+        bias: add a bias, initially 0, at every step.
+        dropout: see :class:`Synapse`.
+        max_norm: restrict the weight's Frobenius norm to this, see :class:`MaxNorm`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
+                 padding: int | None = None, bias: bool = True, dropout: float = 0.0,
+                 max_norm: float | None = None) -> None:
+        super().__init__(dropout=dropout)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = kernel_size, stride
+        self.padding = kernel_size // 2 if padding is None else padding
+        self._own(torch.empty(self._weight_shape()), out_channels if bias else None, max_norm)
+
+    def _weight_shape(self) -> Shape:
+        return self.out_channels, self.in_channels, self.kernel_size, self.kernel_size
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        size = _image_size(self, input_shape, self.in_channels)
+        return self.out_channels, *_window_sizes(self, size)
+
+    def current(self, spikes: Tensor, weight: Tensor, bias: Tensor | None, output_shape: Shape) -> Tensor:
+        return F.conv2d(spikes, weight, bias, self.stride, self.padding)
+
+    def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
+        return F.conv_transpose2d(spikes, weight, None, self.stride, self.padding,
+                                  _output_padding(self, spikes.shape[2:], input_shape[1:]))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}"
+
+
+class ConvTranspose2d(Conv2d):
+    """Transposed 2-d convolution, which enlarges an image ``stride`` times; arguments as for :class:`Conv2d`.
+
+    As a feedback synapse it takes the size of the layer that it feeds, odd sizes included.
+    """
+
+    def _weight_shape(self) -> Shape:
+        return self.in_channels, self.out_channels, self.kernel_size, self.kernel_size
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        size = _image_size(self, input_shape, self.in_channels)
+        return self.out_channels, *(n * self.stride for n in size)
+
+    def reaches(self, input_shape: Shape, target_shape: Shape) -> bool:
+        extra = _missing(self, _image_size(self, input_shape, self.in_channels), target_shape[1:])
+        return target_shape[0] == self.out_channels and all(0 <= n < self.stride for n in extra)
+
+    def current(self, spikes: Tensor, weight: Tensor, bias: Tensor | None, output_shape: Shape) -> Tensor:
+        return F.conv_transpose2d(spikes, weight, bias, self.stride, self.padding,
+                                  _output_padding(self, spikes.shape[2:], output_shape[1:]))
+
+    def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
+        return F.conv2d(spikes, weight, None, self.stride, self.padding)
+
+
+class Linear(Synapse):
+    """Fully connected synapse; spikes of any shape ``(batch, ...)`` are flattened to ``(batch, in_features)``.
+
+    Args:
+        in_features, out_features: as in ``torch.nn.Linear``.
+        bias, dropout, max_norm: as for :class:`Conv2d`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, dropout: float = 0.0,
+                 max_norm: float | None = None) -> None:
+        super().__init__(dropout=dropout)
+        self.in_features, self.out_features = in_features, out_features
+        self._own(torch.empty(out_features, in_features), out_features if bias else None, max_norm)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if torch.Size(input_shape).numel() != self.in_features:
+            raise ValueError(f"Linear expects {self.in_features} input units, got a layer of shape {input_shape}")
+        return (self.out_features,)
+
+    def current(self, spikes: Tensor, weight: Tensor, bias: Tensor | None, output_shape: Shape) -> Tensor:
+        return F.linear(spikes.flatten(1), weight, bias)
+
+    def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
+        return (spikes @ weight).unflatten(1, input_shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+class AvgPool2d(Synapse):
+    """Average pooling over windows of ``kernel_size``; a window that the image does not fill is left out.
+
+    Args:
+        kernel_size: width of the window; stride: distance of windows, ``kernel_size`` by default.
+        padding: zeros added on each side, which count in the average; dropout: see :class:`Synapse`.
+    """
+
+    weight = bias = None
+
+    def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0, dropout: float = 0.0) -> None:
+        super().__init__(dropout=dropout)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride or kernel_size, padding
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape[0], *_window_sizes(self, _image_size(self, input_shape))
+
+    def current(self, spikes: Tensor, weight: None, bias: None, output_shape: Shape) -> Tensor:
+        return F.avg_pool2d(spikes, self.kernel_size, self.stride, self.padding)
+
+    def transpose(self, spikes: Tensor, weight: None, input_shape: Shape) -> Tensor:
+        window = spikes.new_full((spikes.shape[1], 1, self.kernel_size, self.kernel_size), self.kernel_size**-2)
+        return F.conv_transpose2d(spikes, window, None, self.stride, self.padding,
+                                  _output_padding(self, spikes.shape[2:], input_shape[1:]), groups=len(window))
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}"
+
+
+def _image_size(synapse: Synapse, shape: Shape, channels: int | None = None) -> Shape:
+    """Height and width of ``shape``, checked to be an image with that many channels."""
+    if len(shape) != 3 or (channels is not None and shape[0] != channels):
+        expected = f"({'channels' if channels is None else channels}, height, width)"
+        raise ValueError(f"{type(synapse).__name__} expects an input of shape {expected}, got {shape}")
+    return shape[1:]
+
+
+def _window_sizes(synapse: Conv2d | AvgPool2d, size: Shape) -> Shape:
+    """How many windows of a convolution or pooling fit along each side of an image."""
+    sizes = tuple((n + 2 * synapse.padding - synapse.kernel_size) // synapse.stride + 1 for n in size)
+    if min(sizes) < 1:
+        raise ValueError(f"an image of {size} is too small for {synapse}")
+    return sizes
+
+
+def _missing(synapse: Conv2d | AvgPool2d, small: Shape, large: Shape) -> list[int]:
+    """Rows and columns by which a transposed convolution of size ``small``, unpadded, falls short of ``large``."""
+    least = [(n - 1) * synapse.stride - 2 * synapse.padding + synapse.kernel_size for n in small]
+    return [n - n_least for n, n_least in zip(large, least, strict=True)]
+
+
+def _output_padding(synapse: Conv2d | AvgPool2d, small: Shape, large: Shape) -> list[int]:
+    """PyTorch's ``output_padding`` of the transposed convolution from size ``small`` to size ``large``."""
+    extra = _missing(synapse, small, large)
+    if not all(0 <= n < synapse.stride for n in extra):
+        raise ValueError(f"{synapse} cannot lead from an image of {tuple(small)} to one of {tuple(large)}")
+    return extra
