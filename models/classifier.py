@@ -1,4 +1,6 @@
 """A feedback spiking network with a linear readout of its firing rates."""
+import math
+
 from torch import Tensor, nn
 
 from modules import FeedbackSNN, SpikeStatistics
@@ -17,8 +19,7 @@ class SpikingClassifier(nn.Module):
     def __init__(self, network: FeedbackSNN, *, input_shape: Shape, num_classes: int) -> None:
         super().__init__()
         self.network, self.input_shape, self.num_classes = network, tuple(input_shape), num_classes
-        features = self._units(network.layer_shapes(self.input_shape)[-1:])
-        self.classifier = nn.Linear(features, num_classes)
+        self.classifier = nn.Linear(math.prod(network.layer_shapes(self.input_shape)[-1]), num_classes)
 
     def forward(self, x: Tensor, statistics: SpikeStatistics | None = None) -> Tensor:
         """Logits ``(batch, num_classes)`` of inputs as :class:`modules.FeedbackSNN` takes them."""
@@ -27,14 +28,9 @@ class SpikingClassifier(nn.Module):
     @property
     def num_neurons(self) -> int:
         """Number of forward neurons, pooling layers included."""
-        return self._units(self.network.layer_shapes(self.input_shape))
+        return sum(map(math.prod, self.network.layer_shapes(self.input_shape)))
 
     @staticmethod
-    def _units(shapes: list[Shape]) -> int:
-        total = 0
-        for shape in shapes:
-            units = 1
-            for size in shape:
-                units *= size
-            total += units
-        return total
+    def new_statistics() -> SpikeStatistics:
+        """An empty record for :meth:`forward` and its backward pass to fill."""
+        return SpikeStatistics()

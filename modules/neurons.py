@@ -51,7 +51,7 @@ class LIF:
         return self.v_threshold - self.u_rest
 
     def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
-        """Advance by one step, in place: ``potential`` is updated, ``spikes`` overwritten with 0 or 1; all of one shape."""
+        """Advance by one step, in place: update ``potential``, overwrite ``spikes`` with 0 or 1 (all of one shape)."""
         potential += current
         torch.ge(potential, self.v_threshold, out=spikes)
         potential.sub_(spikes, alpha=self.quantum)

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""AlexNet-F, five convolutional layers with feedback, on CIFAR-10 or CIFAR-100.
+
+    python cifar_alexnetf.py --path ./data/raw -c alexnetf  CIFAR-10 with the published settings
+    python cifar_alexnetf.py -d cifar100 --path ./data/raw -c alexnetf100
+    python cifar_alexnetf.py --resume checkpoints/alexnetf/checkpoint.pth.tar
+    python cifar_alexnetf.py --resume checkpoints/alexnetf/model_best.pth.tar --evaluate
+"""
+import argparse
+
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from data import images
+from models import AlexNetF, dynamics
+from modules import engines
+from utils import experiment
+
+DEFAULTS = {
+    "dataset": "cifar10",
+    # Simulation
+    "time_step": 30,
+    "time_step_back": 250,
+    "drop": 0.2,  # of every synapse
+    # Optimisation
+    "epochs": 100,
+    "schedule": [50, 75],
+    "gamma": 0.1,
+    "lr": 0.05,
+    "warmup": 400,
+    "train_batch": 128,
+    "test_batch": 200,
+    "scale_factor": 400.0,
+}
+DATASET_DEFAULTS = {"cifar10": {}, "cifar100": {}}
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+AUGMENTATION = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+
+
+def build_model(args: argparse.Namespace) -> AlexNetF:
+    return AlexNetF(num_classes=images.NUM_CLASSES[args.dataset], dropout=args.drop, **dynamics(args))
+
+
+def build_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
+    return images.image_loaders(args, mean=MEAN, std=STD, augmentation=AUGMENTATION)
+
+
+if __name__ == "__main__":
+    experiment.main(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS, engines=engines.NAMES,
+                    build_model=build_model, build_loaders=build_loaders)

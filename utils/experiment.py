@@ -1,0 +1,159 @@
+"""From a command line to a finished run: what happens around the training loop."""
+import argparse
+import os
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from utils import checkpoint, cli, published, training
+from utils.logs import describe, say
+from utils.meters import Meters
+from utils.training import Run, RunState
+
+Loaders = tuple[DataLoader, DataLoader]
+
+
+def main(manual: str, *, defaults: Mapping[str, Any], dataset_defaults: Mapping[str, Mapping[str, Any]],
+         engines: tuple[str, ...], build_model: Callable[[argparse.Namespace], nn.Module],
+         build_loaders: Callable[[argparse.Namespace], Loaders]) -> None:
+    """Run an experiment as its command line asks; a user's mistake ends the process with one sentence and status 1.
+
+    Args:
+        manual, defaults, dataset_defaults, engines: see :func:`utils.cli.parse`.
+        build_model: makes the network; build_loaders: makes the loaders of training and test data.
+    """
+    cli.exit_on_mistake(partial(_run, manual, defaults, dataset_defaults, engines, build_model, build_loaders))
+
+
+def _run(manual: str, defaults: Mapping[str, Any], dataset_defaults: Mapping[str, Mapping[str, Any]],
+         engines: tuple[str, ...], build_model: Callable, build_loaders: Callable) -> None:
+    args = cli.parse(manual, defaults=defaults, dataset_defaults=dataset_defaults, engines=engines,
+                     stored_arguments=lambda path: checkpoint.load(path).get("arguments", {}))
+    device = choose_device(args)
+    seed_everything(args)
+    args.pin_memory = device.type == "cuda"
+    train_loader, test_loader = build_loaders(args)
+    model = build_model(args).to(device)
+    run = Run(args, device, model, make_optimizer(model, args), train_loader, test_loader)
+    if args.resume:
+        resume(run)
+    say(summary(run))
+    if args.dry_run:
+        check_data(run)
+    elif args.evaluate:
+        say(f"test: {describe(training.evaluate(run))}")
+    else:
+        checkpoint.open_folder(run.folder, fresh=not args.resume)
+        training.fit(run)
+
+
+def choose_device(args: argparse.Namespace) -> torch.device:
+    """The device of ``--gpu-id``; the CPU, with a word, when there is no GPU.
+
+    Raises:
+        ValueError: there is no GPU of that number.
+    """
+    numbers = args.gpu_id.split(",")
+    if args.gpu_id != "-1" and not all(number.strip().isdigit() for number in numbers):
+        raise ValueError(f"--gpu-id takes the number of a GPU, or -1 for the CPU, not '{args.gpu_id}'")
+    if args.gpu_id == "-1" or not torch.cuda.is_available():
+        if args.gpu_id != "-1":
+            say("no GPU is available: running on the CPU")
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    for number in numbers:
+        if int(number) >= count:
+            raise ValueError(f"there is no GPU {number}: this machine has {count}, numbered from 0")
+    if len(numbers) > 1:
+        say(f"running on GPU {numbers[0]} alone: one process uses one GPU")
+    return torch.device("cuda", int(numbers[0]))
+
+
+def seed_everything(args: argparse.Namespace) -> None:
+    """Seed every random generator with ``--manualSeed``; make GPU arithmetic repeatable if asked for."""
+    random.seed(args.manualSeed)
+    np.random.seed(args.manualSeed % 2**32)
+    torch.manual_seed(args.manualSeed)
+    torch.backends.cudnn.benchmark = not args.deterministic
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """The optimizer of ``--optimizer``; the training loop sets its learning rate at every iteration."""
+    if args.optimizer == "Adam":
+        return torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+
+
+def resume(run: Run) -> None:
+    """Load the checkpoint of ``--resume``, ours or a published one, into ``run``.
+
+    Raises:
+        ValueError: it cannot be read, or is of another network.
+    """
+    args, path, batches = run.args, run.args.resume, len(run.train_loader)
+    stored = checkpoint.load(path)
+    if published.recognise(stored):
+        stored = published.convert(stored, run.model, path)
+    checkpoint.load_model(run.model, stored, path)
+    if stored.get("optimizer"):
+        try:
+            run.optimizer.load_state_dict(stored["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"the optimizer state in {path} does not fit {args.optimizer} ({error}): "
+                             "give the --optimizer that it was trained with") from error
+    epoch = stored.get("epoch", 0)
+    run.state = RunState(epoch=epoch, batch=stored.get("batch", 0), iteration=stored.get("iteration", epoch * batches),
+                         best_accuracy=float(stored.get("best_acc", 0)), history=stored.get("history", []),
+                         warned=stored.get("warned", []))
+    if stored.get("meters"):
+        run.state.meters = Meters(stored["meters"], run.device)
+    if args.start_epoch is not None:
+        run.state = RunState(epoch=args.start_epoch, iteration=args.start_epoch * batches,
+                             best_accuracy=run.state.best_accuracy, history=run.state.history[:args.start_epoch],
+                             warned=run.state.warned)
+    if "random_state" in stored:
+        checkpoint.set_random_state(stored["random_state"])
+
+
+def summary(run: Run) -> str:
+    """What is about to run, in a few lines; the same text for the same arguments."""
+    args, model, state = run.args, run.model, run.state
+    device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else \
+        f"CPU, {torch.get_num_threads()} threads"
+    drive = args.scale_factor / args.train_batch
+    hidden = ("given", "usual_drive", "pin_memory")
+    lines = [
+        f"network    {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{model.num_neurons:,} neurons, {model.num_classes} classes",
+        f"device     {device}; engine {args.engine}; PyTorch {torch.__version__}",
+        f"data       {args.dataset}, {len(run.train_loader.dataset):,} training and {len(run.test_loader.dataset):,} "
+        f"test samples; {len(run.train_loader)} iterations of {args.train_batch} samples an epoch",
+        f"gradient   scale_factor / batch = {args.scale_factor:g} / {args.train_batch} = {drive:.4g} drives the "
+        f"backward network, {args.time_step} + {args.time_step_back} steps",
+        f"run        folder {run.folder}, seed {args.manualSeed}"
+        + (f"; resumed {args.resume} after epoch {state.epoch}, iteration {state.iteration}" if args.resume else ""),
+        "arguments  " + " ".join(f"{name}={value}" for name, value in sorted(vars(args).items()) if name not in hidden),
+    ]
+    if abs(drive / args.usual_drive - 1) > 0.01:
+        lines.append(f"note: scale_factor / batch is {drive:.4g} instead of this experiment's {args.usual_drive:.4g}, "
+                     f"so backward spikes are {'more' if drive > args.usual_drive else 'fewer'}; --scale_factor "
+                     f"{args.usual_drive * args.train_batch:g} would keep them as they are")
+    return "\n".join(lines)
+
+
+def check_data(run: Run) -> None:
+    """Read one training and one test batch, pass a sample through the network, and say so."""
+    inputs, _ = next(iter(run.train_loader))
+    next(iter(run.test_loader))
+    with torch.no_grad():
+        run.model.eval()(inputs[:1].to(run.device))
+    say("dry run: data, network and device are in order")

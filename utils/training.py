@@ -1,0 +1,193 @@
+"""The training loop that all scripts share."""
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from utils import checkpoint
+from utils.logs import Progress, describe, say, write_log
+from utils.meters import Meters
+from utils.schedule import learning_rate
+
+# Iterations between looks at whether the loss is finite: each look waits for the device, which on a CPU costs nothing.
+FINITE_INTERVAL = {"cpu": 1, "cuda": 50}
+SATURATED_SHARE = 0.01  # of the output units; from here on the gradient error shows (README, "The gradient's scale")
+
+
+@dataclass
+class RunState:
+    """How far a run has come.
+
+    Attributes:
+        epoch: number of finished epochs; batch: number of iterations done in the running one.
+        iteration: number of training iterations since the start of the run.
+        best_accuracy: top-1 of the best evaluation, in percent.
+        meters: sums over the running epoch; history: one row of ``log.txt`` per finished epoch.
+        warned: kinds of warning that were given.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    iteration: int = 0
+    best_accuracy: float = 0.0
+    meters: Meters = field(default_factory=Meters)
+    history: list[list[float]] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """A model, its data and its arguments, and how far training has come."""
+
+    args: argparse.Namespace
+    device: torch.device
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    train_loader: DataLoader
+    test_loader: DataLoader
+    state: RunState = field(default_factory=RunState)
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and logs go."""
+        return Path(self.args.checkpoint)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs, or the iterations that were asked for, are done."""
+        limit = self.args.max_iters
+        return self.state.epoch >= self.args.epochs or (limit is not None and self.state.iteration >= limit)
+
+
+def fit(run: Run) -> None:
+    """Train until the run is finished; evaluate, log and save after each epoch and at the end.
+
+    Raises:
+        ValueError: the loss is not finite; the last good checkpoint is kept.
+    """
+    state = run.state
+    while not run.finished:
+        train = train_one_epoch(run)
+        test = evaluate(run)
+        row = [_learning_rate(run, last=True), train["loss"], test["loss"], train["top1"], test["top1"],
+               train["forward_rate"], train["backward_rate"], test["forward_rate"]]
+        say(f"epoch {state.epoch + 1}/{run.args.epochs}, {state.iteration} iterations\n"
+            f"  train: {describe(train)}\n  test:  {describe(test)}")
+        for kind, sentence in gradient_warnings(run.args, train).items():
+            if kind not in state.warned:
+                state.warned.append(kind)
+                say(f"warning: {sentence}")
+        rows = [*state.history, row]
+        if state.batch == len(run.train_loader):
+            state.epoch, state.batch, state.meters, state.history = state.epoch + 1, 0, Meters(), rows
+        best = test["top1"] > state.best_accuracy
+        state.best_accuracy = max(test["top1"], state.best_accuracy)
+        write_log(run.folder, rows)
+        save(run, best=best)
+    say(f"finished after {state.epoch} epochs, {state.iteration} iterations; best test accuracy "
+        f"{state.best_accuracy:.2f}%; results in {run.folder}")
+
+
+def train_one_epoch(run: Run) -> dict[str, Any]:
+    """Train to the end of the running epoch, from wherever in it the run stands, or to ``--max-iters``.
+
+    Returns:
+        Means over the epoch, see :meth:`utils.meters.Meters.results`.
+    """
+    args, state, model, loader = run.args, run.state, run.model, run.train_loader
+    model.train()
+    loader.sampler.start(state.epoch, skip=state.batch * args.train_batch)
+    progress = Progress(loader, label=f"epoch {state.epoch + 1}/{args.epochs}", total=len(loader), done=state.batch)
+    for inputs, targets in progress:
+        inputs, targets = (t.to(run.device, non_blocking=True) for t in (inputs, targets))
+        for group in run.optimizer.param_groups:
+            group["lr"] = _learning_rate(run) / args.scale_factor
+
+        statistics = model.new_statistics()
+        logits = model(inputs, statistics)
+        loss = F.cross_entropy(logits, targets)
+        run.optimizer.zero_grad()
+        (loss * args.scale_factor).backward()
+        run.optimizer.step()
+
+        state.batch += 1
+        state.iteration += 1
+        state.meters.update(loss, logits, targets, statistics)
+        if state.iteration % FINITE_INTERVAL[run.device.type] == 0:
+            require_finite(run)
+        if progress.due:
+            progress.report(state.meters.results())
+        if run.finished:
+            break
+    require_finite(run)
+    return state.meters.results()
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, Any]:
+    """Loss, accuracies and firing rates on the test data, see :meth:`utils.meters.Meters.results`."""
+    run.model.eval()
+    meters = Meters()
+    progress = Progress(run.test_loader, label="test", total=len(run.test_loader), quiet=run.args.evaluate)
+    for inputs, targets in progress:
+        inputs, targets = (t.to(run.device, non_blocking=True) for t in (inputs, targets))
+        statistics = run.model.new_statistics()
+        logits = run.model(inputs, statistics)
+        meters.update(F.cross_entropy(logits, targets), logits, targets, statistics)
+        if progress.due:
+            progress.report(meters.results())
+    return meters.results()
+
+
+def require_finite(run: Run) -> None:
+    """Stop a run whose loss is no longer a number.
+
+    Raises:
+        ValueError: as said; it names the iteration.
+    """
+    bad = run.state.meters.first_bad()
+    if bad is not None:
+        iteration = run.state.iteration - run.state.batch + bad
+        raise ValueError(f"the loss is not finite at iteration {iteration}: resume from the last checkpoint in "
+                         f"{run.folder} with a smaller --lr or a longer --warmup")
+
+
+def gradient_warnings(args: argparse.Namespace, train: dict[str, Any]) -> dict[str, str]:
+    """Sentences on a spiking gradient that is starved or saturated, by kind."""
+    warnings = {}
+    starved = [str(layer) for layer, rate in enumerate(train["backward_rates"]) if rate == 0]
+    if starved:
+        warnings["starved"] = (
+            f"no backward spike reached layer {', '.join(starved)}, so the weights there did not learn: if this "
+            f"persists, raise --scale_factor ({args.scale_factor:g}) or --time_step_back ({args.time_step_back})")
+    if train["saturated"] > SATURATED_SHARE:
+        warnings["saturated"] = (
+            f"{100 * train['saturated']:.1f}% of the output units fired at every backward step, so the gradient is cut "
+            f"off there: lower --scale_factor ({args.scale_factor:g}) or raise --train-batch ({args.train_batch})")
+    return warnings
+
+
+def save(run: Run, *, best: bool) -> None:
+    """Write a checkpoint of the run's state."""
+    state = run.state
+    checkpoint.save(run.folder, {
+        "state_dict": run.model.state_dict(), "optimizer": run.optimizer.state_dict(),
+        "epoch": state.epoch, "batch": state.batch, "iteration": state.iteration, "best_acc": state.best_accuracy,
+        "meters": state.meters.state_dict(), "history": state.history, "warned": state.warned,
+        "random_state": checkpoint.random_state(),
+        "network": {"name": type(run.model).__name__, "num_classes": run.model.num_classes},
+        "arguments": {name: value for name, value in vars(run.args).items() if name != "given"},
+        "versions": checkpoint.versions(),
+    }, best=best)
+
+
+def _learning_rate(run: Run, *, last: bool = False) -> float:
+    """Learning rate of the coming iteration, or of the ``last`` one, before the division by ``scale_factor``."""
+    args, state = run.args, run.state
+    return learning_rate(state.iteration - last, state.epoch, base=args.lr, warmup=args.warmup,
+                         milestones=args.schedule, gamma=args.gamma)
