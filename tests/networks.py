@@ -23,8 +23,8 @@ def small(name: str, *, leak: float = 1.0, dropout: float = 0.0, time_step: int 
             if synapse.stored_weight is not None:
                 synapse.stored_weight.mul_(gain)
                 synapse.bias.uniform_(0, 0.2)  # so that all layers fire
-        if model.network.feedback is not None:
-            model.network.feedback.stored_weight.mul_(3)  # so that feedback counts
+        if name in ("alexnetf", "cifarnetf"):
+            model.network.feedback.stored_weight.mul_(3)  # so that feedback counts, and is still a contraction
     return model
 
 
