@@ -7,10 +7,10 @@
 """
 import argparse
 
-from data.cifar10_dvs import CIFAR10DVS, CLASSES
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from data.cifar10_dvs import CIFAR10DVS, CLASSES
 from data.sampling import make_loaders
 from models import ConvNetF, dynamics
 from modules import engines

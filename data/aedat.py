@@ -13,9 +13,10 @@ SENSOR = 128  # pixels of a side
 MAGIC = b"#!AER-DAT2.0"
 EVENT = np.dtype([("address", ">u4"), ("timestamp", ">u4")])
 
-# Events may start with the byte '#' too, so a header line must be text as well: no control byte but tab. An event before
-# 2^27 us (2 minutes) has one, the first byte of its timestamp, after 4 bytes of address: with a last line longer than
-# that, no event is within the header. The end of the file may end it, lest a header cut off there be taken for events.
+# Events may start with the byte '#' too, so a header line must be text as well: no control byte but tab. An event
+# before 2^27 us (2 minutes) has one, the first byte of its timestamp, after 4 bytes of address: with a last line longer
+# than that, no event is within the header. The end of the file may end it, lest a header cut off there be taken for
+# events.
 LINE = rb"#[^\x00-\x08\x0a-\x1f]"
 HEADER = re.compile(rb"(?:(?:%b*\r?\n)*%b{4,}\r?(?:\n|\Z))?" % (LINE, LINE))
 

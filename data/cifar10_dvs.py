@@ -246,8 +246,8 @@ def _missing(folder: Path, classes: Collection[str], fate: str) -> str:
     """What to fetch by hand."""
     lines = (f"  {name}.zip  md5 {FILES[name][1]}  {'  or  '.join(a.format(FILES[name][0]) for a in ADDRESSES)}"
              for name in classes)
-    return "\n".join((f"{len(classes)} files of CIFAR10-DVS {fate}: fetch them by hand and put them, under the names given "
-                      f"here, into {folder}", *lines))
+    return "\n".join((f"{len(classes)} files of CIFAR10-DVS {fate}: fetch them by hand and put them, under the names "
+                      f"given here, into {folder}", *lines))
 
 
 def _damaged(archive: Path, cause: str) -> str:

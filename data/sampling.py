@@ -1,10 +1,13 @@
-"""Data order and augmentation as functions of seed, epoch and sample.
+"""Data order, augmentation and dropout as functions of seed, epoch and sample.
 
 Neither the number of workers nor an interruption changes what a network sees: the order of an epoch depends on seed and
-epoch alone, and the random crop or flip of an image on seed, epoch and the image's index.
+epoch alone; the random crop or flip of an image, and the key of its dropout masks, on seed, epoch and its index.
 """
 import argparse
 import hashlib
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,6 +47,8 @@ class EpochOrder(Sampler[tuple[int, int]]):
 class Augmented(Dataset):
     """A dataset whose inputs pass through a random transform; indexed by (epoch, index) as :class:`EpochOrder` yields.
 
+    Items are input, label and key, a number in [0, 2^63) from which all else that is random about the sample follows.
+
     Args:
         dataset: pairs of input and label; seed: of the run.
         transform: draws its randomness from PyTorch's global generator, as torchvision's transforms do.
@@ -52,15 +57,32 @@ class Augmented(Dataset):
     def __init__(self, dataset: Dataset, transform: Callable[[Any], Any], seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any]:
-        epoch, index = key
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, Any, int]:
+        epoch, index = place
         image, label = self.dataset[index]
+        key = derive_seed(self.seed, epoch, index)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, index))
-            return self.transform(image), label
+            torch.default_generator.manual_seed(key)
+            return self.transform(image), label, key
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Make a worker ignore the signals that end a run, which reach it too: its parent may want another batch first."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    """End this process at a SIGTERM from its parent, and from nobody else."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
@@ -77,7 +99,8 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
         test = Subset(test, range(min(args.test_limit, len(test))))
     order = EpochOrder(len(train), args.manualSeed)
     # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.
-    shared = {"num_workers": args.workers, "persistent_workers": args.workers > 0, "pin_memory": args.pin_memory}
+    shared = {"num_workers": args.workers, "persistent_workers": args.workers > 0, "pin_memory": args.pin_memory,
+              "worker_init_fn": leave_signals_to_parent}
     return (DataLoader(Augmented(train, transform, args.manualSeed), args.train_batch, sampler=order,
                        generator=torch.Generator(), **shared),
             DataLoader(test, args.test_batch, generator=torch.Generator(), **shared))

@@ -21,9 +21,9 @@ class SpikingClassifier(nn.Module):
         self.network, self.input_shape, self.num_classes = network, tuple(input_shape), num_classes
         self.classifier = nn.Linear(math.prod(network.layer_shapes(self.input_shape)[-1]), num_classes)
 
-    def forward(self, x: Tensor, statistics: SpikeStatistics | None = None) -> Tensor:
-        """Logits ``(batch, num_classes)`` of inputs as :class:`modules.FeedbackSNN` takes them."""
-        return self.classifier(self.network(x, statistics).flatten(1))
+    def forward(self, x: Tensor, statistics: SpikeStatistics | None = None, *, keys: Tensor | None = None) -> Tensor:
+        """Logits ``(batch, num_classes)``; arguments as :class:`modules.FeedbackSNN` takes them."""
+        return self.classifier(self.network(x, statistics, keys=keys).flatten(1))
 
     @property
     def num_neurons(self) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from modules import engines
 from modules.circuit import Circuit, Connection
+from modules.dropout import draw_keys, dropout_mask
 from modules.neurons import IF, LIF, TernaryCouple
 from modules.spide import SPIDE, SpikeStatistics
 from modules.synapses import Shape, Synapse, layout
@@ -50,12 +51,13 @@ class FeedbackSNN(nn.Module):
         self.time_step, self.time_step_back = time_step, time_step_back
         self.event_input, self.engine = event_input, engine
 
-    def forward(self, x: Tensor, statistics: SpikeStatistics | None = None) -> Tensor:
+    def forward(self, x: Tensor, statistics: SpikeStatistics | None = None, *, keys: Tensor | None = None) -> Tensor:
         """Firing rates of the last layer at the equilibrium.
 
         Args:
             x: constant input ``(batch, ...)``, or ``(batch, frames, ...)`` with ``event_input``.
             statistics: receives the firing rates of this call and of its backward pass.
+            keys: int64 ``(batch,)``, from which the dropout masks of each sample follow; drawn unless given.
 
         Returns:
             Rates ``(batch, *shape of the last layer)`` in [0, 1], differentiable for ``x`` and all parameters.
@@ -71,7 +73,7 @@ class FeedbackSNN(nn.Module):
         else:
             x = x.contiguous(memory_format=layout(x))
         sample = x[0] if self.event_input else x
-        circuit = self._circuit(sample)
+        circuit = self._circuit(sample, keys)
         engine = engines.select(self.engine, x.device) if isinstance(self.engine, str) else self.engine
         return SPIDE.apply(circuit, engine, statistics, x, *circuit.tensors)
 
@@ -82,8 +84,8 @@ class FeedbackSNN(nn.Module):
             shapes.append(synapse.output_shape(shapes[-1] if shapes else tuple(input_shape)))
         return shapes
 
-    def _circuit(self, x: Tensor) -> Circuit:
-        """Everything that a call on an input like ``x``, ``(batch, ...)``, holds fixed; draws the dropout masks."""
+    def _circuit(self, x: Tensor, keys: Tensor | None = None) -> Circuit:
+        """Everything that a call on an input like ``x``, ``(batch, ...)``, holds fixed, the dropout masks included."""
         shapes = [tuple(x.shape[1:]), *self.layer_shapes(tuple(x.shape[1:]))]
         routes = list(zip((self.input, *self.layers), shapes[:-1], shapes[1:]))
         if self.feedback is not None:
@@ -91,10 +93,15 @@ class FeedbackSNN(nn.Module):
                 raise ValueError(f"the feedback synapse {self.feedback} does not lead from the last layer, of shape "
                                  f"{shapes[-1]}, to layer 0, of shape {shapes[1]}")
             routes.append((self.feedback, shapes[-1], shapes[1]))
+        drops = [synapse.dropout if synapse.training else 0.0 for synapse, _, _ in routes]
+        if keys is None and any(drops):
+            keys = draw_keys(len(x), x.device)
+        masks = [dropout_mask(keys, target, p=p, stream=stream, dtype=x.dtype) if p else None
+                 for stream, (p, (_, _, target)) in enumerate(zip(drops, routes))]
         connections = tuple(
             Connection(synapse=synapse, weight=synapse.weight, bias=synapse.bias, input_shape=source,
-                       output_shape=target, dropout=synapse.draw_dropout((len(x), *target), like=x))
-            for synapse, source, target in routes)
+                       output_shape=target, dropout=mask)
+            for (synapse, source, target), mask in zip(routes, masks))
         return Circuit(connections=connections, has_feedback=self.feedback is not None, neuron=self.neuron,
                        couple=self.couple, time_step=self.time_step, time_step_back=self.time_step_back,
                        event_input=self.event_input)

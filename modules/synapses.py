@@ -76,14 +76,6 @@ class Synapse(nn.Module):
         """The current ``W s + b`` without dropout."""
         return self.current(spikes, self.weight, self.bias, self.output_shape(tuple(spikes.shape[1:])))
 
-    def draw_dropout(self, shape: Shape, *, like: Tensor) -> Tensor | None:
-        """One dropout mask of 0 and ``1/(1-p)`` in ``shape``, or None when nothing is dropped."""
-        if not (self.training and self.dropout):
-            return None
-        keep = 1 - self.dropout
-        mask = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(keep).div_(keep)
-        return mask.contiguous(memory_format=layout(mask))
-
     def _own(self, weight: Tensor, bias_size: int | None, max_norm: float | None) -> None:
         """Make ``weight`` (PyTorch's default initial values) and a zero bias this synapse's parameters."""
         self.weight = nn.Parameter(weight)

@@ -1,8 +1,8 @@
 """The exact implicit gradient of a feedback network's equilibrium, independent of the spiking backward pass.
 
 At firing rates ``a`` with masks ``m`` one application of the network is ``y_l = m_l I_l(a) / kappa``. The gradient
-``lambda_l = dL/da_l`` solves ``lambda = g e_{N-1} + (dy/da)^T lambda``, which is iterated here until it stands still, one
-vector-Jacobian product by autograd each time; the parameters' gradient is then ``(dy/dtheta)^T lambda``.
+``lambda_l = dL/da_l`` solves ``lambda = g e_{N-1} + (dy/da)^T lambda``, which is iterated here until it stands still,
+one vector-Jacobian product by autograd each time; the parameters' gradient is then ``(dy/dtheta)^T lambda``.
 """
 import torch
 from torch import Tensor

@@ -1,14 +1,11 @@
 """Checkpoints: whole files only, and nothing that could run code.
 
 A checkpoint is a dictionary of tensors, numbers, strings and plain containers, so it loads with ``weights_only=True``.
-Files are written beside their target, flushed to the disk and renamed over it: whatever happens, a name holds either
-the old contents or the new.
 """
 import io
-import os
-import pickle
 import platform
 import random
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,30 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
-RUN_FILES = (LAST, BEST, "log.txt", "log.png")
-
-
-def write_atomically(path: Path, contents: bytes) -> None:
-    """Replace ``path`` by ``contents``, never by a part of it.
-
-    Raises:
-        OSError: it cannot be written; the old file, if any, is still there.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+from utils.files import BEST, LAST, write_atomically
+from utils.logs import say
 
 
 def save(folder: Path, checkpoint: Mapping[str, Any], *, best: bool) -> None:
@@ -60,17 +35,62 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}: check the name given to --resume")
+    reason = _fault(path)
+    if reason is None:
+        try:
+            with torch.serialization.safe_globals(NUMPY_SCALARS):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
+                return checkpoint
+            reason = "it holds no state_dict"
+        except Exception as error:  # whatever random bytes make the reader stumble over
+            reason = _refusal(str(error)) or f"{type(error).__name__} while reading"
+    other = next((name for name in (LAST, BEST) if name != path.name and (path.parent / name).exists()), None)
+    raise ValueError(f"{path} is damaged or no checkpoint and was not loaded ({reason}): "
+                     + (f"try {path.parent / other}" if other else "resume from another file"))
+
+
+def newest_good(folder: Path) -> Path | None:
+    """The file to go on from in the folder of a run: its last checkpoint, or, if that is damaged, its best one.
+
+    Raises:
+        ValueError: there are checkpoints, but none that can be read.
+    """
+    fault = None
+    for path in (folder / name for name in (LAST, BEST) if (folder / name).exists()):
+        try:
+            load(path)
+        except ValueError as error:
+            fault = error
+            continue
+        if fault:
+            say(f"warning: {fault}")
+        return path
+    if fault:
+        raise ValueError(f"no checkpoint in {folder} can be read: {fault}") from fault
+    return None
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a file that should hold the bytes it was written with, or None.
+
+    A checkpoint is a zip archive with a checksum of each of its parts, which torch.load does not look at. Checkpoints
+    of old versions of PyTorch are no archives and have none.
+    """
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError, TypeError,
-            AttributeError, IndexError, AssertionError, OverflowError, MemoryError, UnicodeDecodeError) as error:
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{path} is damaged or no checkpoint and was not loaded ({reason}): "
-                         f"resume from another file, such as {BEST}") from error
-    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict)):
-        raise ValueError(f"{path} is no checkpoint of a training script: it holds no state_dict")
-    return checkpoint
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        return bad and f"the checksum of its part {bad} is wrong"
+    except Exception as error:  # whatever random bytes make the reader stumble over
+        return f"{type(error).__name__} while reading"
+
+
+def _refusal(message: str) -> str | None:
+    """Why ``torch.load`` did not load something that is more than data, without its advice to load it all the same."""
+    match = re.search(r"(?:Unsupported|Trying to|GLOBAL) [^\n]*?(?=\. |\n|$)", message)
+    return match and f"it is more than data: {match[0][:160]}"
 
 
 # Old training scripts, the published ones among them, store accuracies as NumPy scalars, which are plain numbers.
@@ -120,34 +140,3 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def open_folder(folder: Path, *, fresh: bool) -> None:
-    """Make sure that a run can write to ``folder``; a fresh run first sets the files of an earlier one aside.
-
-    Raises:
-        ValueError: the folder cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-        if fresh:
-            set_aside(folder)
-    except OSError as error:
-        raise ValueError(f"cannot write checkpoints to {folder} ({error.strerror}): choose another with -c") from error
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Move the files of an earlier run in ``folder`` to ``previous-1``, ``previous-2``, ...; return where, if any."""
-    files = [folder / name for name in RUN_FILES if (folder / name).exists()]
-    if not files:
-        return None
-    number = 1
-    while (folder / f"previous-{number}").exists():
-        number += 1
-    target = folder / f"previous-{number}"
-    target.mkdir()
-    for file in files:
-        file.rename(target / file.name)
-    return target

@@ -5,6 +5,7 @@ the arguments stored in the checkpoint of ``--resume``, the flags on the command
 """
 import argparse
 import math
+import secrets
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,7 +78,10 @@ def build_parser(manual: str, *, datasets: tuple[str, ...], engines: tuple[str, 
     run = parser.add_argument_group("run")
     add(run, "-c", "--checkpoint", help="write to checkpoints/NAME, or to a path with a separator as it is "
                                         "(default: SCRIPT-DATASET)", default=argparse.SUPPRESS)
-    add(run, "--resume", metavar="FILE", default="", help="go on from this checkpoint, in its folder")
+    add(run, "--resume", metavar="FILE", default="",
+        help="go on from this checkpoint, in its folder; 'auto' takes the newest good one of the run's folder, if any")
+    add(run, "--override", action="store_true", help="resume although the flags given make it another experiment")
+    add(run, "--save-every", type=int, metavar="N", help="write a checkpoint every N iterations too")
     add(run, "-e", "--evaluate", action="store_true", help="only evaluate the checkpoint of --resume")
     add(run, "--manualSeed", type=int, help="random seed; drawn and printed unless given")
     add(run, "--gpu-id", default="0", help="number of the GPU; -1 for the CPU")
@@ -86,21 +90,30 @@ def build_parser(manual: str, *, datasets: tuple[str, ...], engines: tuple[str, 
     return parser
 
 
+# Arguments that say what this invocation does, not what the run is: never taken from a checkpoint.
+PER_INVOCATION = ("resume", "override", "evaluate", "dry_run", "gpu_id", "start_epoch", "max_iters", "test_limit",
+                  "checkpoint")
+# Arguments without which a run is another experiment: a resumed run does not change them unless --override is given.
+EXPERIMENT = ("dataset", "data_len", "frames", "time_step", "time_step_back", "vth", "vth_back", "u_rest",
+              "u_rest_back", "leaky", "drop", "train_batch", "scale_factor", "optimizer", "manualSeed")
+
+
 def parse(manual: str, *, defaults: Mapping[str, Any], dataset_defaults: Mapping[str, Mapping[str, Any]],
-          engines: tuple[str, ...], stored_arguments: Callable[[str], Mapping[str, Any]],
-          argv: list[str] | None = None) -> argparse.Namespace:
+          engines: tuple[str, ...], find_checkpoint: Callable[[Path], Path | None],
+          stored_arguments: Callable[[str], Mapping[str, Any]], argv: list[str] | None = None) -> argparse.Namespace:
     """Settle every argument of a run.
 
     Args:
         manual: the script's docstring; defaults: of the script, by destination (``train_batch``).
         dataset_defaults: what differs for a data set, which also names the data sets that there are.
         engines: names that ``--engine`` takes.
+        find_checkpoint: finds the file that ``--resume auto`` means in a folder, or None.
         stored_arguments: reads the arguments from a checkpoint file.
         argv: the command line; the process's own unless given.
 
     Returns:
-        The arguments, with ``given``, the names of those on the command line, and ``usual_drive``, the experiment's own
-        ``scale_factor / train_batch``.
+        The arguments, with ``usual_drive``, the experiment's own ``scale_factor / train_batch``, and ``changes``,
+        sentences on stored arguments that the command line changes.
 
     Raises:
         ValueError: an argument is out of its range. Misspelt flags end the program as argparse does, with status 2.
@@ -109,25 +122,29 @@ def parse(manual: str, *, defaults: Mapping[str, Any], dataset_defaults: Mapping
     parser.set_defaults(**defaults)
     parser.set_defaults(**dataset_defaults.get(_dataset(argv) or defaults["dataset"], {}))
     given = _given(parser, argv)
-    own = parser.parse_args(argv)
-    if own.resume:
-        stored = dict(stored_arguments(own.resume))
-        kept = {name: value for name, value in stored.items() if name in vars(own) and name not in PER_INVOCATION}
-        if "dataset" not in given and kept.get("dataset") in dataset_defaults:
-            parser.set_defaults(**dataset_defaults[kept["dataset"]])
-        parser.set_defaults(**kept)
     args = parser.parse_args(argv)
+    folder = _folder(args)
+    resume = str(find_checkpoint(folder) or "") if args.resume == "auto" else args.resume
+    stored = _kept(parser, stored_arguments(resume), resume) if resume else {}
+    if stored:
+        if "dataset" not in given and stored.get("dataset") in dataset_defaults:
+            parser.set_defaults(**dataset_defaults[stored["dataset"]])
+        parser.set_defaults(**stored)
+        args = parser.parse_args(argv)
     usual = {**defaults, **dataset_defaults[args.dataset]}
     args.usual_drive = usual["scale_factor"] / usual["train_batch"]
-    args.given = given
-    args.checkpoint = str(_folder(args))
+    args.resume, args.checkpoint = resume, str(folder)
+    changed = {name: stored[name] for name in sorted(given & stored.keys()) if stored[name] != getattr(args, name)}
+    args.changes = [f"{_flag(name)} was {_show(value)} and is now {_show(getattr(args, name))}"
+                    for name, value in changed.items()]
+    if args.manualSeed is None:
+        args.manualSeed = secrets.randbelow(2**31)
     validate(args)
+    another = [_flag(name) for name in changed if name in EXPERIMENT]
+    if another and not (args.override or args.evaluate):
+        raise ValueError(f"with another {' and '.join(another)} this would not be the experiment that {resume} is part "
+                         f"of ({'; '.join(args.changes)}): leave the flag out, or add --override to go on all the same")
     return args
-
-
-# Arguments that say what this invocation does, not what the experiment is: never taken from a checkpoint.
-PER_INVOCATION = ("resume", "evaluate", "dry_run", "gpu_id", "start_epoch", "max_iters", "test_limit", "path",
-                  "workers", "checkpoint", "engine", "deterministic")
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -141,7 +158,7 @@ def validate(args: argparse.Namespace) -> None:
             raise ValueError(sentence)
 
     for name in ("time_step", "time_step_back", "train_batch", "test_batch", "epochs", "max_iters", "test_limit",
-                 "data_len"):
+                 "save_every", "data_len"):
         value = getattr(args, name, None)
         require(value is None or value >= 1, f"{_flag(name)} must be at least 1, not {value}")
     for name in ("workers", "warmup", "start_epoch"):
@@ -174,7 +191,14 @@ def exit_on_mistake(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"{SCRIPT_NAME}: error: {error}")
+        message = str(error).strip()
+        if message.startswith("Caught "):  # by a worker of a data loader, which wraps its traceback around it
+            message = message.splitlines()[-1].partition(": ")[2]
+        sys.exit(f"{SCRIPT_NAME}: error: {message}")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        sys.exit(f"{SCRIPT_NAME}: error: a process that loads data died ({error}): see to its memory, or use -j 0")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -195,9 +219,37 @@ def _dataset(argv: list[str] | None) -> str | None:
     return parser.parse_known_args(argv)[0].dataset
 
 
+def _kept(parser: argparse.ArgumentParser, stored: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The arguments of a checkpoint that count in this invocation.
+
+    Raises:
+        ValueError: one has a value that no command line gives.
+    """
+    kept = {}
+    for action in parser._actions:
+        name = action.dest
+        if name not in stored or name in PER_INVOCATION:
+            continue
+        value, numbers = stored[name], {int: int, float: (int, float)}.get(action.type, str)
+        if action.nargs == "*":
+            fits = isinstance(value, list) and all(isinstance(item, int) for item in value)
+        else:
+            fits = value is None or isinstance(value, bool if action.const is True else numbers)
+        if not fits or (action.choices and value not in action.choices):
+            raise ValueError(f"{path} holds {value!r} for {_flag(name)}, which is no value of it in this script: "
+                             f"resume with the script that wrote the file")
+        kept[name] = value
+    return kept
+
+
+def _show(value: Any) -> str:
+    """A value as it reads on a command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _folder(args: argparse.Namespace) -> Path:
-    """Where the run writes: the folder of ``--resume``, or what ``--checkpoint`` names."""
-    if args.resume:
+    """Where the run writes: the folder of the file of ``--resume``, or what ``--checkpoint`` names."""
+    if args.resume not in ("", "auto"):
         return Path(args.resume).parent
     name = getattr(args, "checkpoint", f"{SCRIPT_NAME}-{args.dataset}")
     return Path(name) if Path(name).name != name else Path("checkpoints") / name

@@ -3,7 +3,7 @@ import argparse
 import os
 import random
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from utils import checkpoint, cli, published, training
-from utils.logs import describe, say
+from utils import checkpoint, cli, provenance, published, training
+from utils.files import open_folder
+from utils.logs import describe, read_log, say
 from utils.meters import Meters
 from utils.training import Run, RunState
 
@@ -33,8 +34,9 @@ def main(manual: str, *, defaults: Mapping[str, Any], dataset_defaults: Mapping[
 
 def _run(manual: str, defaults: Mapping[str, Any], dataset_defaults: Mapping[str, Mapping[str, Any]],
          engines: tuple[str, ...], build_model: Callable, build_loaders: Callable) -> None:
+    load = cache(checkpoint.load)  # once for its arguments, once for its state
     args = cli.parse(manual, defaults=defaults, dataset_defaults=dataset_defaults, engines=engines,
-                     stored_arguments=lambda path: checkpoint.load(path).get("arguments", {}))
+                     find_checkpoint=checkpoint.newest_good, stored_arguments=lambda path: stored_arguments(load(path)))
     device = choose_device(args)
     seed_everything(args)
     args.pin_memory = device.type == "cuda"
@@ -42,15 +44,25 @@ def _run(manual: str, defaults: Mapping[str, Any], dataset_defaults: Mapping[str
     model = build_model(args).to(device)
     run = Run(args, device, model, make_optimizer(model, args), train_loader, test_loader)
     if args.resume:
-        resume(run)
+        resume(run, load(args.resume))
+        load.cache_clear()
     say(summary(run))
+    for change in args.changes:
+        say(f"changed: {change}")
     if args.dry_run:
         check_data(run)
     elif args.evaluate:
         say(f"test: {describe(training.evaluate(run))}")
     else:
-        checkpoint.open_folder(run.folder, fresh=not args.resume)
+        open_folder(run.folder, fresh=not args.resume)
+        provenance.record(run.folder, args, device_name(device))
         training.fit(run)
+
+
+def stored_arguments(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments in a checkpoint; none in a published one."""
+    arguments = stored.get("arguments")
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def choose_device(args: argparse.Namespace) -> torch.device:
@@ -93,29 +105,39 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
     return torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
 
 
-def resume(run: Run) -> None:
-    """Load the checkpoint of ``--resume``, ours or a published one, into ``run``.
+def resume(run: Run, stored: Mapping[str, Any]) -> None:
+    """Put ``run`` into the state of a checkpoint, ours or a published one.
 
     Raises:
-        ValueError: it cannot be read, or is of another network.
+        ValueError: it is of another network, or holds something that is no state of a run.
     """
-    args, path, batches = run.args, run.args.resume, len(run.train_loader)
-    stored = checkpoint.load(path)
-    if published.recognise(stored):
-        stored = published.convert(stored, run.model, path)
-    checkpoint.load_model(run.model, stored, path)
-    if stored.get("optimizer"):
-        try:
-            run.optimizer.load_state_dict(stored["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"the optimizer state in {path} does not fit {args.optimizer} ({error}): "
-                             "give the --optimizer that it was trained with") from error
-    epoch = stored.get("epoch", 0)
-    run.state = RunState(epoch=epoch, batch=stored.get("batch", 0), iteration=stored.get("iteration", epoch * batches),
-                         best_accuracy=float(stored.get("best_acc", 0)), history=stored.get("history", []),
-                         warned=stored.get("warned", []))
-    if stored.get("meters"):
-        run.state.meters = Meters(stored["meters"], run.device)
+    path = run.args.resume
+    try:
+        if published.recognise(stored):
+            stored = published.convert(stored, run.model, path)
+        checkpoint.load_model(run.model, stored, path)
+        _restore(run, stored)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the state of a run ({type(error).__name__}: "
+                         f"{str(error).splitlines()[0]}): resume from another file") from error
+
+
+def _restore(run: Run, stored: Mapping[str, Any]) -> None:
+    """Put everything but the model into the state of a checkpoint; ``--start-epoch`` has the last word."""
+    args, batches = run.args, len(run.train_loader)
+    arguments = stored_arguments(stored)
+    if stored.get("optimizer") and arguments.get("optimizer", args.optimizer) == args.optimizer:
+        run.optimizer.load_state_dict(stored["optimizer"])
+    epoch, history = int(stored.get("epoch", 0)), stored.get("history")
+    if history is None:  # a published checkpoint, whose history is in its log alone
+        history = read_log(run.folder)[:epoch]
+    # Where the batch size has changed, the running epoch goes on at the same sample.
+    batch = int(stored.get("batch", 0)) * int(arguments.get("train_batch", args.train_batch)) // args.train_batch
+    iteration = int(stored.get("iteration", epoch * batches))
+    run.state = RunState(epoch=epoch, batch=min(batch, batches), iteration=iteration,
+                         evaluated=bool(stored.get("evaluated", True)), best_accuracy=float(stored.get("best_acc", -1)),
+                         meters=Meters(stored.get("meters"), run.device), history=[list(row) for row in history],
+                         warned=list(stored.get("warned", [])))
     if args.start_epoch is not None:
         run.state = RunState(epoch=args.start_epoch, iteration=args.start_epoch * batches,
                              best_accuracy=run.state.best_accuracy, history=run.state.history[:args.start_epoch],
@@ -124,17 +146,20 @@ def resume(run: Run) -> None:
         checkpoint.set_random_state(stored["random_state"])
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is, in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 def summary(run: Run) -> str:
     """What is about to run, in a few lines; the same text for the same arguments."""
     args, model, state = run.args, run.model, run.state
-    device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else \
-        f"CPU, {torch.get_num_threads()} threads"
     drive = args.scale_factor / args.train_batch
-    hidden = ("given", "usual_drive", "pin_memory")
+    hidden = ("changes", "usual_drive", "pin_memory")
     lines = [
         f"network    {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{model.num_neurons:,} neurons, {model.num_classes} classes",
-        f"device     {device}; engine {args.engine}; PyTorch {torch.__version__}",
+        f"device     {device_name(run.device)}; engine {args.engine}; PyTorch {torch.__version__}",
         f"data       {args.dataset}, {len(run.train_loader.dataset):,} training and {len(run.test_loader.dataset):,} "
         f"test samples; {len(run.train_loader)} iterations of {args.train_batch} samples an epoch",
         f"gradient   scale_factor / batch = {args.scale_factor:g} / {args.train_batch} = {drive:.4g} drives the "
@@ -152,7 +177,7 @@ def summary(run: Run) -> str:
 
 def check_data(run: Run) -> None:
     """Read one training and one test batch, pass a sample through the network, and say so."""
-    inputs, _ = next(iter(run.train_loader))
+    inputs, *_ = next(iter(run.train_loader))
     next(iter(run.test_loader))
     with torch.no_grad():
         run.model.eval()(inputs[:1].to(run.device))

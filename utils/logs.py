@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.checkpoint import write_atomically
+from utils.files import write_atomically
 
 COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.", "Train Forward Firing Rate",
            "Train Backward Firing Rate", "Test Forward Firing Rate")
@@ -20,6 +20,17 @@ def write_log(folder: Path, rows: Sequence[Sequence[float]]) -> None:
     lines = ["\t".join(COLUMNS), *("\t".join(f"{value:.6f}" for value in row) for row in rows)]
     write_atomically(folder / "log.txt", ("\n".join(lines) + "\n").encode())
     write_atomically(folder / "log.png", _plot(rows))
+
+
+def read_log(folder: Path) -> list[list[float]]:
+    """The rows of ``log.txt``; none if there is no such file, or one with other columns."""
+    path = folder / "log.txt"
+    header, *lines = path.read_text(errors="replace").splitlines() if path.exists() else [""]
+    rows = [line.split("\t") for line in lines] if header.strip() == "\t".join(COLUMNS) else []
+    try:
+        return [[float(value) for value in row] for row in rows if len(row) == len(COLUMNS)]
+    except ValueError:
+        return []
 
 
 def _plot(rows: Sequence[Sequence[float]]) -> bytes:

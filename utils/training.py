@@ -10,9 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from utils import checkpoint
+from utils.files import LAST
 from utils.logs import Progress, describe, say, write_log
 from utils.meters import Meters
 from utils.schedule import learning_rate
+from utils.signals import Signals, Stopped
 
 # Iterations between looks at whether the loss is finite: each look waits for the device, which on a CPU costs nothing.
 FINITE_INTERVAL = {"cpu": 1, "cuda": 50}
@@ -26,6 +28,7 @@ class RunState:
     Attributes:
         epoch: number of finished epochs; batch: number of iterations done in the running one.
         iteration: number of training iterations since the start of the run.
+        evaluated: whether the network was evaluated since the last iteration.
         best_accuracy: top-1 of the best evaluation, in percent.
         meters: sums over the running epoch; history: one row of ``log.txt`` per finished epoch.
         warned: kinds of warning that were given.
@@ -34,7 +37,8 @@ class RunState:
     epoch: int = 0
     batch: int = 0
     iteration: int = 0
-    best_accuracy: float = 0.0
+    evaluated: bool = True
+    best_accuracy: float = -1.0  # below any, so that the first evaluation is the best so far
     meters: Meters = field(default_factory=Meters)
     history: list[list[float]] = field(default_factory=list)
     warned: list[str] = field(default_factory=list)
@@ -51,6 +55,8 @@ class Run:
     train_loader: DataLoader
     test_loader: DataLoader
     state: RunState = field(default_factory=RunState)
+    signals: Signals = field(default_factory=Signals)
+    saved: bool = True  # whether the last attempt to write a checkpoint succeeded
 
     @property
     def folder(self) -> Path:
@@ -58,39 +64,57 @@ class Run:
         return Path(self.args.checkpoint)
 
     @property
-    def finished(self) -> bool:
+    def trained(self) -> bool:
         """Whether all epochs, or the iterations that were asked for, are done."""
         limit = self.args.max_iters
         return self.state.epoch >= self.args.epochs or (limit is not None and self.state.iteration >= limit)
 
 
 def fit(run: Run) -> None:
-    """Train until the run is finished; evaluate, log and save after each epoch and at the end.
+    """Train until all epochs are done; evaluate, log and save after each.
 
     Raises:
-        ValueError: the loss is not finite; the last good checkpoint is kept.
+        ValueError: the loss is not finite (the last good checkpoint is kept), or the last checkpoint was not written.
+        SystemExit: a signal asked the run to stop; its state is saved.
     """
     state = run.state
-    while not run.finished:
-        train = train_one_epoch(run)
-        test = evaluate(run)
-        row = [_learning_rate(run, last=True), train["loss"], test["loss"], train["top1"], test["top1"],
-               train["forward_rate"], train["backward_rate"], test["forward_rate"]]
-        say(f"epoch {state.epoch + 1}/{run.args.epochs}, {state.iteration} iterations\n"
-            f"  train: {describe(train)}\n  test:  {describe(test)}")
-        for kind, sentence in gradient_warnings(run.args, train).items():
-            if kind not in state.warned:
-                state.warned.append(kind)
-                say(f"warning: {sentence}")
-        rows = [*state.history, row]
-        if state.batch == len(run.train_loader):
-            state.epoch, state.batch, state.meters, state.history = state.epoch + 1, 0, Meters(), rows
-        best = test["top1"] > state.best_accuracy
-        state.best_accuracy = max(test["top1"], state.best_accuracy)
-        write_log(run.folder, rows)
-        save(run, best=best)
+    with run.signals:
+        try:
+            while not (run.trained and state.evaluated):
+                finish_epoch(run, train_one_epoch(run), evaluate(run))
+        except Stopped as stopped:
+            save(run)
+            go_on = f"go on with --resume {run.folder / LAST}" if run.saved else "NOT saved, see above"
+            say(f"stopped by {stopped} in epoch {state.epoch + 1} after {state.iteration} iterations: {go_on}")
+            raise SystemExit(stopped.status) from None
     say(f"finished after {state.epoch} epochs, {state.iteration} iterations; best test accuracy "
         f"{state.best_accuracy:.2f}%; results in {run.folder}")
+    if not run.saved:
+        raise ValueError(f"the last checkpoint could not be written to {run.folder}: what was learnt since the one "
+                         "before is lost")
+
+
+def finish_epoch(run: Run, train: dict[str, Any], test: dict[str, Any]) -> None:
+    """Report, log and save an epoch, or the part of one after which ``--max-iters`` ended the training.
+
+    Args:
+        train, test: results of :func:`train_one_epoch` and :func:`evaluate`.
+    """
+    state = run.state
+    row = [_learning_rate(run, last=True), train["loss"], test["loss"], train["top1"], test["top1"],
+           train["forward_rate"], train["backward_rate"], test["forward_rate"]]
+    say(f"epoch {state.epoch + 1}/{run.args.epochs}, {state.iteration} iterations\n"
+        f"  train: {describe(train)}\n  test:  {describe(test)}")
+    for kind, sentence in gradient_warnings(run.args, train).items():
+        if kind not in state.warned:
+            state.warned.append(kind)
+            say(f"warning: {sentence}")
+    rows = [*state.history, row]
+    if state.batch == len(run.train_loader):
+        state.epoch, state.batch, state.meters, state.history = state.epoch + 1, 0, Meters(), rows
+    best = test["top1"] > state.best_accuracy
+    state.best_accuracy, state.evaluated = max(test["top1"], state.best_accuracy), True
+    save(run, best=best, rows=rows)
 
 
 def train_one_epoch(run: Run) -> dict[str, Any]:
@@ -98,18 +122,23 @@ def train_one_epoch(run: Run) -> dict[str, Any]:
 
     Returns:
         Means over the epoch, see :meth:`utils.meters.Meters.results`.
+
+    Raises:
+        Stopped: a signal asked for it; the run stands between two iterations.
     """
     args, state, model, loader = run.args, run.state, run.model, run.train_loader
+    if run.trained or state.batch == len(loader):  # resumed where only the evaluation was missing
+        return state.meters.results()
     model.train()
     loader.sampler.start(state.epoch, skip=state.batch * args.train_batch)
     progress = Progress(loader, label=f"epoch {state.epoch + 1}/{args.epochs}", total=len(loader), done=state.batch)
-    for inputs, targets in progress:
-        inputs, targets = (t.to(run.device, non_blocking=True) for t in (inputs, targets))
+    for batch in progress:
+        inputs, targets, keys = (t.to(run.device, non_blocking=True) for t in batch)
         for group in run.optimizer.param_groups:
             group["lr"] = _learning_rate(run) / args.scale_factor
 
         statistics = model.new_statistics()
-        logits = model(inputs, statistics)
+        logits = model(inputs, statistics, keys=keys)
         loss = F.cross_entropy(logits, targets)
         run.optimizer.zero_grad()
         (loss * args.scale_factor).backward()
@@ -117,20 +146,28 @@ def train_one_epoch(run: Run) -> dict[str, Any]:
 
         state.batch += 1
         state.iteration += 1
+        state.evaluated = False
         state.meters.update(loss, logits, targets, statistics)
         if state.iteration % FINITE_INTERVAL[run.device.type] == 0:
             require_finite(run)
         if progress.due:
             progress.report(state.meters.results())
-        if run.finished:
+        if run.trained:
             break
+        if run.signals.save_wanted() or (args.save_every and state.iteration % args.save_every == 0):
+            save(run)
+        run.signals.check()
     require_finite(run)
     return state.meters.results()
 
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, Any]:
-    """Loss, accuracies and firing rates on the test data, see :meth:`utils.meters.Meters.results`."""
+    """Loss, accuracies and firing rates on the test data, see :meth:`utils.meters.Meters.results`.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
     run.model.eval()
     meters = Meters()
     progress = Progress(run.test_loader, label="test", total=len(run.test_loader), quiet=run.args.evaluate)
@@ -141,6 +178,9 @@ def evaluate(run: Run) -> dict[str, Any]:
         meters.update(F.cross_entropy(logits, targets), logits, targets, statistics)
         if progress.due:
             progress.report(meters.results())
+        if run.signals.save_wanted():
+            save(run)
+        run.signals.check()
     return meters.results()
 
 
@@ -172,18 +212,35 @@ def gradient_warnings(args: argparse.Namespace, train: dict[str, Any]) -> dict[s
     return warnings
 
 
-def save(run: Run, *, best: bool) -> None:
-    """Write a checkpoint of the run's state."""
+def save(run: Run, *, best: bool = False, rows: list[list[float]] | None = None) -> None:
+    """Write a checkpoint of the run's state and, if given, the rows of the log.
+
+    Where that fails, a warning is all: the files of before are still there, and the next save tries again.
+
+    Raises:
+        ValueError: the loss is not finite, so that the state is not worth a checkpoint.
+    """
+    require_finite(run)
     state = run.state
-    checkpoint.save(run.folder, {
+    contents = {
         "state_dict": run.model.state_dict(), "optimizer": run.optimizer.state_dict(),
-        "epoch": state.epoch, "batch": state.batch, "iteration": state.iteration, "best_acc": state.best_accuracy,
-        "meters": state.meters.state_dict(), "history": state.history, "warned": state.warned,
-        "random_state": checkpoint.random_state(),
+        "epoch": state.epoch, "batch": state.batch, "iteration": state.iteration, "evaluated": state.evaluated,
+        "best_acc": state.best_accuracy, "meters": state.meters.state_dict(), "history": state.history,
+        "warned": state.warned, "random_state": checkpoint.random_state(),
         "network": {"name": type(run.model).__name__, "num_classes": run.model.num_classes},
-        "arguments": {name: value for name, value in vars(run.args).items() if name != "given"},
+        "arguments": {name: value for name, value in vars(run.args).items() if name != "changes"},
         "versions": checkpoint.versions(),
-    }, best=best)
+    }
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(run.folder, contents, best=best)
+        if rows is not None:
+            write_log(run.folder, rows)
+        run.saved = True
+    except OSError as error:
+        run.saved = False
+        say(f"WARNING: the checkpoint of iteration {state.iteration} could NOT be written to {run.folder} "
+            f"({error.strerror or error}); training goes on, and the next save tries again")
 
 
 def _learning_rate(run: Run, *, last: bool = False) -> float:

@@ -1,0 +1,83 @@
+"""SIGTERM, SIGINT and SIGUSR1 as requests, which a training loop honours between two iterations."""
+import os
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+from utils.logs import say
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+ECHO = 1.0  # seconds: a Ctrl-C may reach a process twice, from the terminal and from its launcher
+
+
+class Stopped(Exception):
+    """Raised by :meth:`Signals.check` once a signal has asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """Exit status of a process that this signal ended, as shells have it."""
+        return 128 + self.number
+
+
+class Signals:
+    """Context in which SIGTERM and SIGINT ask for a stop, SIGUSR1 asks for a checkpoint, and a second SIGINT kills.
+
+    Python runs its signal handlers in the main thread, between two instructions, so only after a simulation that may
+    take seconds. Here a thread hears of signals at once, from the interpreter's wake-up socket, and only sets flags.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        self.save = False
+        self._asked = 0.0
+
+    def __enter__(self) -> "Signals":
+        self._receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        self._sender, self._wakeup_before = sender, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, _leave_to_thread) for number in (*STOPPING, signal.SIGUSR1)}
+        threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._sender.close()
+
+    def check(self) -> None:
+        """Honour a request to stop.
+
+        Raises:
+            Stopped: there is one.
+        """
+        if self.stop is not None:
+            raise Stopped(self.stop)
+
+    def save_wanted(self) -> bool:
+        """Whether SIGUSR1 asked for a checkpoint since the last call."""
+        wanted, self.save = self.save, False
+        return wanted
+
+    def _listen(self) -> None:
+        while received := self._receiver.recv(1):
+            number = received[0]
+            if number == signal.SIGUSR1:
+                self.save = True
+            elif number == signal.SIGINT and self.stop is not None:
+                if time.monotonic() - self._asked > ECHO:
+                    os._exit(130)  # files are replaced as a whole, so there is nothing to put in order
+            elif number in STOPPING:
+                self.stop, self._asked = number, time.monotonic()
+                say(f"{signal.Signals(number).name} received: stopping after this iteration"
+                    + (" (press Ctrl-C again to stop at once, without saving)" if number == signal.SIGINT else ""))
+
+
+def _leave_to_thread(number: int, frame: Any) -> None:
+    """A handler there must be, or the signal's default action is taken."""
