@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from utils import checkpoint, cli, provenance, published, training
+from utils import checkpoint, cli, provenance, published, signals, training
 from utils.files import open_folder
 from utils.logs import describe, read_log, say
 from utils.meters import Meters
@@ -34,6 +34,7 @@ def main(manual: str, *, defaults: Mapping[str, Any], dataset_defaults: Mapping[
 
 def _run(manual: str, defaults: Mapping[str, Any], dataset_defaults: Mapping[str, Mapping[str, Any]],
          engines: tuple[str, ...], build_model: Callable, build_loaders: Callable) -> None:
+    signals.ignore_save_requests()
     load = cache(checkpoint.load)  # once for its arguments, once for its state
     args = cli.parse(manual, defaults=defaults, dataset_defaults=dataset_defaults, engines=engines,
                      find_checkpoint=checkpoint.newest_good, stored_arguments=lambda path: stored_arguments(load(path)))

@@ -79,5 +79,10 @@ class Signals:
                     + (" (press Ctrl-C again to stop at once, without saving)" if number == signal.SIGINT else ""))
 
 
+def ignore_save_requests() -> None:
+    """Let SIGUSR1, whose default is to kill, pass while there is nothing to save yet."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def _leave_to_thread(number: int, frame: Any) -> None:
     """A handler there must be, or the signal's default action is taken."""

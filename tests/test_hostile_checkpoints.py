@@ -1,0 +1,117 @@
+"""Checkpoints that are damaged or hostile: an error in one sentence or a correct load; never a crash, never code run.
+
+The environment variable ``MUTATIONS`` sets the number of damaged files, 200 unless given.
+"""
+import collections
+import os
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.processes import BRIEF, REPOSITORY, equal, run
+from utils import checkpoint
+
+MUTATIONS = int(os.environ.get("MUTATIONS", 200))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A checkpoint of LeNet on digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run("mnist_lenet.py", "-d", "digits", *BRIEF, "--max-iters", 1, "--test-limit", 4, "-c", folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "checkpoint.pth.tar"
+
+
+def resume(path: Path, monkeypatch) -> str | None:
+    """Resume a checkpoint, as far as the start of training; the sentence that this ends with, or None if it is good."""
+    state = torch.get_rng_state()
+    monkeypatch.setattr(sys, "argv", ["mnist_lenet.py", "-d", "digits", "--resume", str(path), "--dry-run"])
+    try:
+        runpy.run_path(str(REPOSITORY / "mnist_lenet.py"), run_name="__main__")
+    except SystemExit as stopped:
+        assert isinstance(stopped.code, str) and "Traceback" not in stopped.code
+        return stopped.code
+    finally:
+        torch.set_rng_state(state)
+
+
+def mutate(contents: bytes, draw: random.Random) -> bytes:
+    """Damage of the kinds that disks, networks and people do."""
+    spoilt, size = bytearray(contents), len(contents)
+    # Most bytes are weights; half of the damage is done to the ends, where the structure is.
+    place = draw.choice([draw.randrange(size), draw.choice([draw.randrange(20_000), size - 1 - draw.randrange(20_000)])])
+    kind = draw.choice(["flip", "flip", "flip", "cut", "zeros", "noise", "insert", "remove"])
+    length = draw.choice([1, 7, 512, 65_536])
+    if kind == "flip":
+        for _ in range(draw.choice([1, 1, 8])):
+            spoilt[(place + draw.randrange(64)) % size] ^= 1 << draw.randrange(8)
+    elif kind == "cut":
+        del spoilt[place:]
+    elif kind == "zeros":
+        spoilt[place:place + length] = bytes(len(spoilt[place:place + length]))
+    elif kind == "noise":
+        spoilt[place:place + length] = draw.randbytes(len(spoilt[place:place + length]))
+    elif kind == "insert":
+        spoilt[place:place] = draw.randbytes(length)
+    else:
+        del spoilt[place:place + length]
+    return bytes(spoilt)
+
+
+def test_mutated_checkpoints(trained, tmp_path, monkeypatch) -> None:
+    """Every damaged file gives a sentence that names it, or loads with the very contents that were written."""
+    whole, good, draw = trained.read_bytes(), checkpoint.load(trained), random.Random(MUTATIONS)
+    path, refused = tmp_path / "checkpoint.pth.tar", 0
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(whole, draw))
+        sentence = resume(path, monkeypatch)
+        if sentence is None:
+            assert equal(checkpoint.load(path), good)
+        else:
+            assert str(path) in sentence
+            refused += 1
+    assert refused > MUTATIONS / 2
+
+
+class Payload:
+    """Pickles to a call that leaves a file behind."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def test_code_never_runs(trained, tmp_path, monkeypatch) -> None:
+    """A checkpoint that would run a command is refused with the reason, in both file formats, and does not run it."""
+    target = tmp_path / "ran"
+    stored = checkpoint.load(trained)
+    for new_format in (True, False):
+        for where in ("arguments", "state_dict", "extra"):
+            path = tmp_path / "hostile.pth.tar"
+            torch.save({**stored, where: Payload(target)}, path, _use_new_zipfile_serialization=new_format)
+            sentence = resume(path, monkeypatch)
+            assert "it is more than data" in sentence and "system" in sentence and "weights_only" not in sentence
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("state_dict", {}), ("state_dict", {"classifier.weight": 3}), ("optimizer", {"state": 1}), ("optimizer", [1]),
+    ("epoch", "three"), ("epoch", None), ("batch", [1]), ("iteration", {}), ("history", 5), ("history", [1, 2]),
+    ("meters", {"sums": 3}), ("meters", [4]), ("random_state", {}), ("random_state", {"python": [1]}),
+    ("random_state", 3), ("network", 7), ("network", {"name": 1, "num_classes": "x"}), ("arguments", {"epochs": "many"}),
+    ("arguments", {"leaky": [1]}), ("arguments", {"dataset": "photos"}), ("arguments", {"schedule": 3}),
+    ("arguments", {"train_batch": -1}), ("best_acc", "high"), ("warned", 3), ("evaluated", collections.OrderedDict()),
+])
+def test_contents_of_wrong_kind(trained, tmp_path, monkeypatch, name, value) -> None:
+    """Files that are well formed and hold nonsense give a sentence, or load where the nonsense does no harm."""
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({**checkpoint.load(trained), name: value}, path)
+    sentence = resume(path, monkeypatch)
+    assert sentence is not None or name == "evaluated"

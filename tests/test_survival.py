@@ -1,0 +1,221 @@
+"""A run survives anything: killed, stopped by signals, on a full disk, a run ends with the bits of one left alone.
+
+The environment variable ``KILLS`` sets how often a run is killed, 5 times unless given.
+"""
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cifar import make_batches
+from tests.processes import BRIEF, REPOSITORY, command, environment, run, same_state, succeed
+
+KILLS = int(os.environ.get("KILLS", 5))
+# Augmentation and dropout are on, the last batch of an epoch is smaller, and 39 iterations are three epochs.
+ALEXNET = ("cifar_alexnetf.py", *BRIEF, "--train-batch", 3, "--epochs", 3, "-t", 3, "-tb", 4)
+LENET = ("mnist_lenet.py", "-d", "digits", *BRIEF, "--test-limit", 40)
+
+
+@contextmanager
+def running(*arguments: object, **settings) -> Iterator[subprocess.Popen]:
+    """A script in the background, killed at the end if it still runs."""
+    process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, **settings)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen, words: str) -> str:
+    """Output of a process up to the line that holds ``words``."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+    raise AssertionError(f"'{words}' was not printed in:\n{''.join(lines)}")
+
+
+def wait_for_iteration(process: subprocess.Popen, folder: Path, number: int) -> None:
+    """Wait until a run that saves after every iteration has done so many."""
+    read_until(process, "arguments")
+    while not (folder / "checkpoint.pth.tar").exists() or iteration(folder) < number:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+
+
+def iteration(folder: Path) -> int:
+    return torch.load(folder / "checkpoint.pth.tar", weights_only=True)["iteration"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A CIFAR-10 of 38 training images and a few test images."""
+    root = tmp_path_factory.mktemp("images")
+    make_batches(root)
+    return root
+
+
+def test_killed_runs_end_as_one_left_alone(images, tmp_path) -> None:
+    """SIGKILL at random moments, with 0 and with 2 workers in turn: weights, optimizer, log and evaluation agree."""
+    flags = (*ALEXNET, "--path", images, "--save-every", 2)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    succeed(*flags, "-j", 0, "-c", whole)
+    duration = time.monotonic() - began
+    moments = random.Random(KILLS)
+    for kill in range(KILLS):
+        with running(*flags, "-j", 2 * (kill % 2), "-c", killed, "--resume", "auto") as process:
+            time.sleep(moments.uniform(0.3, 1.0) * duration)
+            process.kill()
+    succeed(*flags, "-j", 2, "-c", killed, "--resume", "auto")
+    same_state(whole, killed)
+    assert not list(killed.glob(".*"))
+    evaluations = [succeed("cifar_alexnetf.py", "--resume", folder / "model_best.pth.tar", "-e", "--gpu-id", -1)
+                   for folder in (whole, killed)]
+    assert evaluations[0].splitlines()[-1] == evaluations[1].splitlines()[-1]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopping_signals(number, status, tmp_path) -> None:
+    """SIGTERM and SIGINT save after the running iteration and say how to go on; the rest gives the same bits."""
+    flags = (*LENET, "--train-batch", 300, "--epochs", 2, "-j", 2)
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    with running(*flags, "-c", folder, "--save-every", 1, start_new_session=True) as process:
+        wait_for_iteration(process, folder, 2)
+        os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the workers too
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == status, output
+    assert f"go on with --resume {folder / 'checkpoint.pth.tar'}" in output
+    done = iteration(folder)
+    assert 2 <= done < 10
+    succeed(*flags, "--resume", folder / "checkpoint.pth.tar")
+    succeed(*flags, "-c", whole)
+    same_state(folder, whole)
+
+
+def test_signal_during_evaluation(tmp_path) -> None:
+    """A run that is stopped while it evaluates saves the trained epoch, and begins with the evaluation on resume."""
+    flags = ("mnist_lenet.py", "-d", "digits", *BRIEF, "--train-batch", 1000, "--test-batch", 1, "--epochs", 1)
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    with running(*flags, "-c", folder, "--save-every", 2) as process:
+        read_until(process, "arguments")
+        while not (folder / "checkpoint.pth.tar").exists():  # after the last iteration of the epoch
+            time.sleep(0.01)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert "stopped by SIGTERM" in process.communicate(timeout=60)[0]
+    stored = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
+    assert process.returncode == 143 and stored["iteration"] == 2 and not stored["evaluated"]
+    succeed(*flags, "-c", folder, "--resume", "auto")
+    succeed(*flags, "-c", whole)
+    same_state(folder, whole)
+
+
+def test_checkpoint_on_request(tmp_path) -> None:
+    """SIGUSR1 writes a checkpoint and training goes on; signals while a checkpoint is written leave it whole."""
+    flags = (*LENET, "--train-batch", 100, "--epochs", 1, "--save-every", 1, "-c", tmp_path)
+    with running(*LENET, "--train-batch", 100, "--epochs", 1, "-c", tmp_path) as process:
+        read_until(process, "arguments")
+        while not (tmp_path / "checkpoint.pth.tar").exists():
+            assert process.poll() is None
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.05)
+        asked = iteration(tmp_path)
+        assert process.wait(timeout=60) == 0
+    assert asked < 15 and iteration(tmp_path) == 15
+    with running(*flags) as process:  # saves nearly all the time
+        wait_for_iteration(process, tmp_path, 1)
+        for _ in range(20):
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) in (143, 0)
+    assert iteration(tmp_path) >= 1 and not list(tmp_path.glob(".*.part"))
+
+
+def test_second_interrupt_stops_at_once(tmp_path) -> None:
+    """A second Ctrl-C does not wait for the end of an iteration, and leaves the files whole."""
+    with running(*LENET, "-c", tmp_path, "--save-every", 1) as process:
+        wait_for_iteration(process, tmp_path, 1)
+    before = iteration(tmp_path)
+    slow = ("mnist_lenet.py", "--resume", tmp_path / "checkpoint.pth.tar", "-t", 6, "-tb", 20000, "--override")
+    with running(*slow, "--gpu-id", -1) as process:
+        read_until(process, "arguments")
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        read_until(process, "SIGINT received")
+        time.sleep(1.2)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130 and time.monotonic() - began < 2
+    assert iteration(tmp_path) == before
+
+
+def test_full_disk(tmp_path) -> None:
+    """While no checkpoint can be written training goes on with a warning; the old one stays, a later one succeeds."""
+    succeed(*LENET, "--max-iters", 1, "-c", tmp_path)
+    before = (tmp_path / "checkpoint.pth.tar").read_bytes()
+
+    def limit(size: int, pid: int = 0) -> None:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    flags = ("mnist_lenet.py", "--resume", tmp_path / "checkpoint.pth.tar", "--gpu-id", -1, "--test-limit", 40)
+    with running(*flags, "--save-every", 1, "--max-iters", 40, preexec_fn=lambda: limit(100_000)) as process:
+        read_until(process, "could NOT be written")
+        assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before
+        limit(resource.RLIM_INFINITY, process.pid)
+        assert "finished" in process.communicate(timeout=60)[0] and process.returncode == 0
+    assert iteration(tmp_path) == 40
+
+    before = (tmp_path / "checkpoint.pth.tar").read_bytes()
+    with running(*flags, "--max-iters", 41, preexec_fn=lambda: limit(100_000)) as process:
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "the last checkpoint could not be written" in output
+    assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before and not list(tmp_path.glob(".*.part"))
+
+
+def test_folder_removed_while_training(tmp_path) -> None:
+    """A folder that disappears is made anew at the next save."""
+    folder = tmp_path / "run"
+    with running(*LENET, "-c", folder, "--train-batch", 100, "--save-every", 1, "--epochs", 1) as process:
+        wait_for_iteration(process, folder, 2)
+        shutil.rmtree(folder, ignore_errors=True)
+        assert process.wait(timeout=60) == 0
+    assert iteration(folder) == 15
+
+
+def test_fresh_run_sets_the_old_one_aside(tmp_path) -> None:
+    """A run without --resume in the folder of another loses nothing of it, nor of a killed writer's target."""
+    succeed(*LENET, "--max-iters", 1, "-c", tmp_path)
+    before = (tmp_path / "checkpoint.pth.tar").read_bytes()
+    (tmp_path / ".checkpoint.pth.tar.123.part").write_bytes(before[:1000])
+    succeed(*LENET, "--max-iters", 2, "-c", tmp_path)
+    assert (tmp_path / "previous-1/checkpoint.pth.tar").read_bytes() == before
+    assert iteration(tmp_path) == 2 and not list(tmp_path.glob(".*.part"))
+
+
+def test_resubmitted_for_ever(tmp_path) -> None:
+    """One command line with --resume auto begins, goes on, and then finds all done and changes nothing."""
+    flags = (*LENET, "--train-batch", 300, "--epochs", 1, "-c", tmp_path, "--resume", "auto")
+    assert "finished after 1 epochs, 5 iterations" in succeed(*flags)
+    before = (tmp_path / "checkpoint.pth.tar").read_bytes()
+    assert "finished after 1 epochs, 5 iterations" in succeed(*flags)
+    assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_read_only_folder() -> None:
+    """Where no folder can be made, the run does not start."""
+    done = run(*LENET, "-c", "/proc/run")
+    assert done.returncode == 1 and "cannot write checkpoints to /proc/run" in done.stderr
