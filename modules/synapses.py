@@ -5,6 +5,8 @@ same call serves a norm-restricted weight, another memory layout or a saved tens
 from :class:`Synapse` and define ``output_shape`` and ``current``; ``transpose`` is then found by automatic
 differentiation, and overriding it only makes it faster.
 """
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class MaxNorm(nn.Module):
         return weight * (self.max_norm / torch.linalg.vector_norm(weight.detach())).clamp(max=1)
 
 
-class Synapse(nn.Module):
+class Synapse(nn.Module, ABC):
     """A linear map from spikes to synaptic currents, ``I = W s + b``, with variational dropout on the current.
 
     Args:
@@ -48,17 +50,17 @@ class Synapse(nn.Module):
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
         self.dropout = dropout
 
+    @abstractmethod
     def output_shape(self, input_shape: Shape) -> Shape:
         """Shape of the current, without the batch dimension, for spikes of ``input_shape``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define output_shape")
 
     def reaches(self, input_shape: Shape, target_shape: Shape) -> bool:
         """Whether spikes of ``input_shape`` can drive a layer of ``target_shape``."""
         return self.output_shape(input_shape) == target_shape
 
+    @abstractmethod
     def current(self, spikes: Tensor, weight: Tensor | None, bias: Tensor | None, output_shape: Shape) -> Tensor:
         """``W s + b`` for spikes ``(batch, *input_shape)``, as ``(batch, *output_shape)``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define current")
 
     def transpose(self, spikes: Tensor, weight: Tensor | None, input_shape: Shape) -> Tensor:
         """``W^T s`` for spikes ``(batch, *output_shape)``, as ``(batch, *input_shape)``."""

@@ -1,0 +1,37 @@
+"""What saving costs: milliseconds for a checkpoint of AlexNet-F, momentum included.
+
+    python -m benchmarks.saving [--folder DIR] [--repeats 20]
+"""
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+
+from models import AlexNetF
+from utils import training
+from utils.experiment import make_optimizer
+from utils.files import LAST
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", help="on the file system to measure; a temporary folder unless given")
+    parser.add_argument("--repeats", type=int, default=20)
+    own = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=own.folder) as folder:
+        args = argparse.Namespace(checkpoint=folder, optimizer="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4)
+        model = AlexNetF()
+        optimizer = make_optimizer(model, args)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        run = training.Run(args, torch.device("cpu"), model, optimizer, None, None)
+        seconds = []
+        for _ in range(own.repeats):
+            start = time.perf_counter()
+            training.save(run)
+            seconds.append(time.perf_counter() - start)
+        size = (run.folder / LAST).stat().st_size
+    print(f"{size / 2**20:.1f} MiB; {1e3 * statistics.median(seconds):.0f} ms (median of {own.repeats}; "
+          f"{1e3 * min(seconds):.0f} to {1e3 * max(seconds):.0f})")
