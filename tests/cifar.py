@@ -29,8 +29,8 @@ def make_batches(root: Path, *, images: int = 8) -> Path:
                  "data": (grey * colours).astype(np.uint8).reshape(images, -1),
                  "filenames": [f"{index}.png" for index in range(images)]}
         (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("0123456789"), "num_cases_per_batch": images,
-                                                        "num_vis": 3072}))
+    meta = {"label_names": list("0123456789"), "num_cases_per_batch": images, "num_vis": 3072}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
     return folder
 
 

@@ -44,7 +44,8 @@ def mutate(contents: bytes, draw: random.Random) -> bytes:
     """Damage of the kinds that disks, networks and people do."""
     spoilt, size = bytearray(contents), len(contents)
     # Most bytes are weights; half of the damage is done to the ends, where the structure is.
-    place = draw.choice([draw.randrange(size), draw.choice([draw.randrange(20_000), size - 1 - draw.randrange(20_000)])])
+    ends = draw.choice([draw.randrange(20_000), size - 1 - draw.randrange(20_000)])
+    place = draw.choice([draw.randrange(size), ends])
     kind = draw.choice(["flip", "flip", "flip", "cut", "zeros", "noise", "insert", "remove"])
     length = draw.choice([1, 7, 512, 65_536])
     if kind == "flip":
@@ -105,8 +106,9 @@ def test_code_never_runs(trained, tmp_path, monkeypatch) -> None:
     ("state_dict", {}), ("state_dict", {"classifier.weight": 3}), ("optimizer", {"state": 1}), ("optimizer", [1]),
     ("epoch", "three"), ("epoch", None), ("batch", [1]), ("iteration", {}), ("history", 5), ("history", [1, 2]),
     ("meters", {"sums": 3}), ("meters", [4]), ("random_state", {}), ("random_state", {"python": [1]}),
-    ("random_state", 3), ("network", 7), ("network", {"name": 1, "num_classes": "x"}), ("arguments", {"epochs": "many"}),
-    ("arguments", {"leaky": [1]}), ("arguments", {"dataset": "photos"}), ("arguments", {"schedule": 3}),
+    ("random_state", 3), ("network", 7), ("network", {"name": 1, "num_classes": "x"}),
+    ("arguments", {"epochs": "many"}), ("arguments", {"leaky": [1]}), ("arguments", {"dataset": "photos"}),
+    ("arguments", {"schedule": 3}),
     ("arguments", {"train_batch": -1}), ("best_acc", "high"), ("warned", 3), ("evaluated", collections.OrderedDict()),
 ])
 def test_contents_of_wrong_kind(trained, tmp_path, monkeypatch, name, value) -> None:
