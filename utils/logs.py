@@ -35,7 +35,7 @@ def read_log(folder: Path) -> list[list[float]]:
 
 def _plot(rows: Sequence[Sequence[float]]) -> bytes:
     """Curves of loss, accuracy and firing rates over epochs, as a PNG."""
-    from matplotlib.figure import Figure  # takes a second to import, and only rank and moment that draw need it
+    from matplotlib.figure import Figure  # takes a second to import, which only a run that draws need wait for
 
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = (("Loss", ("Train Loss", "Valid Loss")), ("Accuracy (%)", ("Train Acc.", "Valid Acc.")),
@@ -46,6 +46,7 @@ def _plot(rows: Sequence[Sequence[float]]) -> bytes:
         axes.set(xlabel="Epoch", title=title)
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
