@@ -5,12 +5,12 @@ what every other must compute.
 """
 import torch
 
-from modules.engines import dense
+from modules.engines import dense, event
 from modules.engines.interface import BackwardResult, Engine, ForwardResult
 
 __all__ = ["NAMES", "BackwardResult", "Engine", "ForwardResult", "select"]
 
-ENGINES: dict[str, Engine] = {"dense": dense}
+ENGINES: dict[str, Engine] = {"dense": dense, "event": event}
 NAMES = ("auto", *ENGINES)
 
 

@@ -1,0 +1,136 @@
+"""Seconds for the two simulations of a training iteration, per engine, and their ratio, measured in turn in one run.
+
+    python -m benchmarks.speed --model alexnetf --batch 16 --engines dense event [--path DATA] [--resume FILE]
+
+Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said.
+"""
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cifar_alexnetf
+import cifar_cifarnetf
+import dvs_cifar_convnetf
+import mnist_lenet
+from models import SpikingClassifier
+from modules import SpikeStatistics
+from utils import checkpoint
+
+SCRIPTS = {"lenet": mnist_lenet, "alexnetf": cifar_alexnetf, "cifarnetf": cifar_cifarnetf,
+           "convnetf": dvs_cifar_convnetf}
+
+
+def experiment(name: str, options: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of a script, with its own defaults, as its functions take them."""
+    script = SCRIPTS[name]
+    args = argparse.Namespace(vth=1.0, vth_back=0.5, u_rest=None, u_rest_back=None, leaky=1.0, engine="dense", workers=0,
+                              manualSeed=options.seed, test_limit=None, pin_memory=False, path=options.path,
+                              **{**script.DEFAULTS, **script.DATASET_DEFAULTS[script.DEFAULTS["dataset"]]})
+    args.drive = args.scale_factor / args.train_batch
+    args.train_batch = args.test_batch = options.batch
+    return args
+
+
+def data(name: str, args: argparse.Namespace) -> tuple[Tensor, Tensor, str]:
+    """A training batch: inputs, labels, and where they come from."""
+    if args.path is not None:
+        inputs, labels, *_ = next(iter(SCRIPTS[name].build_loaders(args)[0]))
+        return inputs, labels, f"training data in {args.path}"
+    shape = {"lenet": (1, 28, 28), "convnetf": (args.time_step, 2, 48, 48)}.get(name, (3, 32, 32))
+    images = torch.randn(args.train_batch, *shape)
+    return (images > 1).float() if name == "convnetf" else images, torch.arange(args.train_batch) % 10, "noise"
+
+
+def one_iteration(model: SpikingClassifier, inputs: Tensor, labels: Tensor, scale: float) -> tuple[dict, SpikeStatistics]:
+    """Seconds of a forward and of a backward pass, weight gradients included, and the spikes that they took."""
+    statistics_ = SpikeStatistics()
+    model.zero_grad()
+    synchronise = torch.cuda.synchronize if inputs.is_cuda else lambda: None
+    times = []
+    for stage in ("forward", "backward"):
+        synchronise()
+        start = time.perf_counter()
+        if stage == "forward":
+            loss = F.cross_entropy(model(inputs, statistics_, keys=torch.arange(len(labels))), labels)
+        else:
+            (loss * scale).backward()
+        synchronise()
+        times.append(time.perf_counter() - start)
+    return dict(zip(("forward", "backward"), times)), statistics_
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """All figures, in plain types."""
+    torch.manual_seed(options.seed)
+    args = experiment(options.model, options)
+    model = SCRIPTS[options.model].build_model(args).train()
+    if options.resume:
+        model.load_state_dict(checkpoint.load(Path(options.resume))["state_dict"])
+    inputs, labels, source = data(options.model, args)
+    device = torch.device(options.device)
+    model, inputs, labels = model.to(device), inputs.to(device), labels.to(device)
+    drive = options.drive or args.drive
+    runs = {engine: [] for engine in options.engines}
+    for repeat in range(options.repeats + 1):  # the first is a warm-up
+        for engine in options.engines:
+            model.network.engine = engine
+            seconds, spikes = one_iteration(model, inputs, labels, drive * options.batch)
+            if repeat:
+                runs[engine].append(seconds)
+    medians = {engine: {stage: statistics.median(run[stage] for run in own) for stage in own[0]}
+               for engine, own in runs.items()}
+    for own in medians.values():
+        own["both"] = own["forward"] + own["backward"]
+    first = medians[options.engines[0]]
+    return {"model": options.model, "batch": options.batch, "steps": [args.time_step, args.time_step_back],
+            "inputs": source, "weights": options.resume or "fresh", "scale_factor / batch": drive,
+            "repeats": options.repeats, "machine": describe(device),
+            "forward densities": np.round(spikes.forward_rates.tolist(), 4).tolist(),
+            "backward densities": np.round(spikes.backward_rates.tolist(), 6).tolist(),
+            "seconds": medians,
+            "ratio": {engine: {stage: first[stage] / own[stage] for stage in own} for engine, own in medians.items()}}
+
+
+def describe(device: torch.device) -> str:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, PyTorch {torch.__version__}"
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--engines", nargs="+", default=["dense", "event"], help="the first is what others are compared to")
+    parser.add_argument("--path", help="folder of the data sets")
+    parser.add_argument("--resume", help="checkpoint to take the weights from")
+    parser.add_argument("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")
+    parser.add_argument("--repeats", type=int, default=3, help="measured iterations, of which the median counts")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    found = measure(options)
+    seconds, ratio = found.pop("seconds"), found.pop("ratio")
+    for key, value in found.items():
+        print(f"{key}: {value}")
+    print(f"\n{'engine':8} {'forward s':>10} {'backward s':>11} {'both s':>9}   ratio: forward  backward  both")
+    for engine, own in seconds.items():
+        r = ratio[engine]
+        print(f"{engine:8} {own['forward']:10.3f} {own['backward']:11.3f} {own['both']:9.3f}   {r['forward']:14.2f} "
+              f"{r['backward']:9.2f} {r['both']:5.2f}")
+    if options.json:
+        options.json.write_text(json.dumps({**found, "seconds": seconds, "ratio": ratio}, indent=1) + "\n")

@@ -1,0 +1,400 @@
+"""The event-driven engine for CPUs: the work of both simulations follows the spikes.
+
+It lays a circuit out as a ring of layers (:mod:`modules.engines.kernels`), forward or backward, and simulates it in
+compiled loops, a few samples after another on each thread. A layer whose source spikes so often that the gathering of
+rows would cost more than a product of whole tensors gets that product, decided from the spikes of the steps before.
+"""
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modules.circuit import FRAMES_PER_PRODUCT, Circuit, Connection
+from modules.engines import dense
+from modules.engines.interface import BackwardResult, ForwardResult
+from modules.engines.routes import Route, as_image, padded, route, supports
+from modules.neurons import leak_sum
+from modules.synapses import Shape, layout
+
+try:
+    from modules.engines import kernels
+except ImportError:  # numba is not installed
+    kernels = None
+
+# Samples that a thread takes through a step together: they share the weights in its cache, and each costs room there.
+CHUNK = 6
+# Steps between two looks at which layers want a dense product. The first look is early, as a guess precedes it.
+FIRST_SEGMENT, SEGMENT = 2, 8
+# Nanoseconds of one thread, by `python -m benchmarks.density`: only their ratio counts. For a multiplication of a
+# gathered row, of a dense product, and for what a dense product costs besides, per unit of source and target.
+GATHERED, MULTIPLIED, MOVED = 0.047, 0.016, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ring:
+    """A circuit in one direction: layers in the order of simulation, each with the route that leads into it.
+
+    Attributes:
+        shapes: of the layers. Lists hold an entry per layer; the first layer's route is the closing one, from the last.
+        routes: or None; products: the same maps, from spikes to currents, of whole tensors, or None.
+        biases: ``(channels,)``, or None; gates: bool ``(batch, *shape)``, which units send spikes on.
+        keep: bool, which units of the first layer the closing route reaches, or None for all.
+        upper, lower, quantum, leak: of the neurons.
+    """
+
+    shapes: list[Shape]
+    routes: list[Route | None]
+    products: list[Callable[[Tensor], Tensor] | None]
+    biases: list[Tensor | None]
+    gates: list[Tensor]
+    keep: Tensor | None
+    upper: float
+    lower: float
+    quantum: float
+    leak: float
+
+
+@torch.no_grad()
+def simulate_forward(circuit: Circuit, x: Tensor) -> ForwardResult:
+    """The forward network, see :class:`modules.engines.Engine`."""
+    if not _runs(circuit, x):
+        return dense.simulate_forward(circuit, x)
+    ring = forward_ring(circuit, x.shape[1] if circuit.event_input else x.shape[0])
+    leak = circuit.neuron.leak
+    run = simulate(ring, _frames(circuit, x), circuit.time_step, like=x, counts=leak != 1)
+    norm = leak_sum(circuit.time_step, leak)
+    # A unit that dropout cut off may have fired, but nobody heard it.
+    traces, counts = ([t if k is None else t * k for t, k in zip(tensors, _kept_units(circuit))]
+                      for tensors in (run.traces, run.counts))
+    return ForwardResult(rates=[trace / norm for trace in traces], counts=counts)
+
+
+def forward_ring(circuit: Circuit, batch: int) -> Ring:
+    """Layers 0 to N-1, closed by the feedback synapse."""
+    neuron = circuit.neuron
+    into = [circuit.feedback, *circuit.feedforward[1:]]
+    gates = [_all(c, batch) if k is None else k for c, k in zip(circuit.feedforward, _kept_units(circuit))]
+    if not circuit.has_feedback:
+        gates[-1] = torch.zeros_like(gates[-1])
+    return Ring(
+        shapes=[c.output_shape for c in circuit.feedforward],
+        routes=[c and route(c, _dropout_scale(c)) for c in into],
+        products=[c and functools.partial(_forward_product, c) for c in into],
+        biases=[None if c is None or c.bias is None else c.bias * _dropout_scale(c) for c in into], gates=gates,
+        keep=circuit.feedback and _kept(circuit.feedback),
+        upper=neuron.v_threshold, lower=-np.inf, quantum=neuron.quantum, leak=neuron.leak)
+
+
+@torch.no_grad()
+def simulate_backward(circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
+    """The backward network, see :class:`modules.engines.Engine`."""
+    if not _runs(circuit, gradient):
+        return dense.simulate_backward(circuit, gradient, masks)
+    couple = circuit.couple
+    run = simulate(backward_ring(circuit, masks), [gradient[None]], circuit.time_step_back, like=gradient, counts=False)
+    norm = leak_sum(circuit.time_step_back, couple.leak) / couple.quantum
+    return BackwardResult(betas=[trace / norm for trace in run.traces[::-1]], fired=run.fired.flip(0))
+
+
+def backward_ring(circuit: Circuit, masks: list[Tensor]) -> Ring:
+    """Layers N-1 to 0, closed by the transpose of the feedback synapse; spikes carry ``kappa_b / kappa``."""
+    couple, factor = circuit.couple, circuit.couple.quantum / circuit.neuron.quantum
+    out_of = [circuit.feedback, *circuit.feedforward[1:]]  # the connection whose transpose leads out of each layer
+    scales = [c and factor * _dropout_scale(c) for c in out_of]
+    gates = [torch.zeros_like(m) if c is None else m if c.dropout is None else m & _kept(c)
+             for c, m in zip(out_of, masks)]
+    into = [0, *range(len(masks) - 1, 0, -1)]  # in ring order, the layer whose spikes arrive
+    return Ring(
+        shapes=[c.output_shape for c in circuit.feedforward[::-1]],
+        routes=[out_of[i] and route(out_of[i]).reverse(scales[i]) for i in into],
+        products=[out_of[i] and functools.partial(_backward_product, out_of[i], scales[i]) for i in into],
+        biases=[None] * len(masks), gates=gates[::-1], keep=None,
+        upper=couple.v_threshold, lower=-couple.v_threshold, quantum=couple.quantum, leak=couple.leak)
+
+
+def _runs(circuit: Circuit, x: Tensor) -> bool:
+    """Whether the events of this circuit can be simulated here; warns once for each reason why not."""
+    if kernels is None:
+        reason = "numba is not installed"
+    elif x.device.type != "cpu":
+        reason = f"it is for CPUs, and the network is on '{x.device.type}'"
+    elif x.dtype not in (torch.float32, torch.float64):
+        reason = f"it computes in float32 or float64, not in {x.dtype}"
+    else:
+        strange = [c.synapse for c in circuit.connections[1:] if not supports(c)]
+        if not strange:
+            return True
+        reason = f"it does not know synapses of type {type(strange[0]).__name__}"
+    _warn_once(f"the event engine leaves this network to the dense engine: {reason}")
+    return False
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)
+
+
+def _dropout_scale(connection: Connection) -> float:
+    """The one number besides 0 in a dropout mask, 1/(1-p)."""
+    return 1.0 if connection.dropout is None or not len(connection.dropout) else connection.dropout.max().item()
+
+
+def _kept(connection: Connection) -> Tensor | None:
+    """Which units of the target of a connection are not dropped, bool ``(batch, *output_shape)``; None for all."""
+    return None if connection.dropout is None else connection.dropout != 0
+
+
+def _kept_units(circuit: Circuit) -> list[Tensor | None]:
+    """Which units of each layer are not cut off; in layer 0, which may have two synapses, masks are in the currents."""
+    return [None, *(_kept(c) for c in circuit.feedforward[1:])]
+
+
+def _all(connection: Connection, batch: int) -> Tensor:
+    """All units of the target of a connection, bool ``(batch, *output_shape)``."""
+    return torch.ones((batch, *connection.output_shape), dtype=torch.bool)
+
+
+def _forward_product(connection: Connection, spikes: Tensor) -> Tensor:
+    """What a forward route carries, the bias left out."""
+    current = connection.synapse.current(spikes, connection.weight, None, connection.output_shape)
+    return current if connection.dropout is None else current * connection.dropout
+
+
+def _backward_product(connection: Connection, scale: float, spikes: Tensor) -> Tensor:
+    """What a backward route carries."""
+    return connection.transpose(spikes * scale)
+
+
+def _frames(circuit: Circuit, x: Tensor) -> Iterable[Tensor]:
+    """Currents into layer 0, ``(frames, batch, ...)``: a constant one, or all steps in groups."""
+    currents = circuit.input_currents(x)
+    if not circuit.event_input:
+        return [next(currents)[None]]
+    groups = range(0, circuit.time_step, FRAMES_PER_PRODUCT)
+    return (torch.stack([next(currents) for _ in range(min(FRAMES_PER_PRODUCT, circuit.time_step - begin))])
+            for begin in groups)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What :func:`simulate` found, per layer of the ring.
+
+    Attributes:
+        traces: sums of ``leak^(T-t) s(t)``; counts: numbers of spikes, the traces themselves unless asked for.
+        fired: numbers of spikes over batch and steps, float64 ``(layers,)``.
+    """
+
+    traces: list[Tensor]
+    counts: list[Tensor]
+    fired: Tensor
+
+
+def simulate(ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
+    """Simulate a ring.
+
+    Args:
+        currents: into the first layer, tensors ``(frames, batch, *shape)`` for successive steps, or one with a single
+            frame for all.
+        steps: their number; like: a tensor of the type to compute in; counts: count spikes besides the traces.
+    """
+    batch = len(ring.gates[0])
+    plan = lay_out(ring, like)
+    state = at_rest(plan, counts)
+    weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.potentials.dtype)
+    sent = np.zeros(len(ring.shapes))
+    products: frozenset[int] = frozenset()  # the layers that get a dense product
+    step = 0
+    with Team(batch) as team:
+        for current in currents:
+            static = len(current) == 1 and step == 0 and steps > 1
+            first, last = step, steps if static else step + len(current)
+            while step < last:
+                after = min(last, step + (SEGMENT if step else FIRST_SEGMENT))
+                for t, t_after in [(t, t + 1) for t in range(step, after)] if products else [(step, after)]:
+                    own = current if static else current[t - first:t_after - first]
+                    advance(ring, plan, state, team, (t, t_after), weights, own, products)
+                total = state.sent.reshape(batch, len(ring.shapes)).sum(0)
+                products = dense_layers(ring, (total - sent) / (after - step), batch)
+                step, sent = after, total
+    traces = _layers_of(ring, plan, state.traces)
+    numbers = [n.to(like.dtype) for n in _layers_of(ring, plan, state.counts)] if counts else traces
+    return Outcome(traces=traces, counts=numbers, fired=torch.from_numpy(state.fired.reshape(batch, len(ring.shapes)).sum(0)).double())
+
+
+class Team:
+    """Threads that share the samples of a batch, some at a time.
+
+    They live as long as one simulation, so that processes may fork and simulations may run side by side.
+    """
+
+    def __init__(self, batch: int) -> None:
+        threads = torch.get_num_threads()
+        size = max(1, min(CHUNK, -(-batch // threads)))
+        self.chunks = [(begin, min(begin + size, batch)) for begin in range(0, batch, size)]
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 and len(self.chunks) > 1 else None
+
+    def __enter__(self) -> "Team":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def share(self, work: Callable[[tuple[int, int]], None]) -> None:
+        """Call ``work`` for the first and the one after the last sample of every chunk."""
+        for _ in map(work, self.chunks) if self._pool is None else self._pool.map(work, self.chunks):
+            pass
+
+
+def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
+    """The tables and arrays of a ring that its kernels read, in the type of ``like``."""
+    k, batch = kernels, len(ring.gates[0])
+    numbers = like.numpy().dtype.type
+    images = [as_image(shape) for shape in ring.shapes]
+    layers = np.zeros((len(images), k.COLUMNS), np.int64)
+    layers[:, (k.CHANNELS, k.HEIGHT, k.WIDTH)] = images
+    layers[:, k.PADDED] = [padded(channels) for channels, _, _ in images]
+    area = layers[:, k.HEIGHT] * layers[:, k.WIDTH]
+    sizes = {k.UNITS: area * layers[:, k.PADDED], k.ROWS: layers[:, k.HEIGHT], k.SPIKES: area * layers[:, k.CHANNELS],
+             k.POINTERS: 2 * layers[:, k.HEIGHT] * (layers[:, k.WIDTH] + 1)}
+    for column, own in sizes.items():
+        layers[:, column] = own.cumsum() - own
+    weights, biases, begins, windows, columns = [], [], [], [], []
+    for layer, (route_, bias) in enumerate(zip(ring.routes, ring.biases)):
+        source = (layer - 1) % len(images)
+        L = layers[layer]
+        L[k.SOURCE], L[k.BIAS] = -1, -1
+        L[k.MASKED] = layer == 0 and ring.keep is not None
+        if route_ is None:
+            continue
+        L[k.SOURCE], L[k.POOL] = source, route_.weight is None
+        layers[source, (k.SPIKE_COLUMN, k.SPIKE_CHANNEL)] = route_.column_step, route_.row
+        row_begins, row_windows = route_.row_windows()
+        L[k.WINDOW_ROWS], L[k.WINDOW_COLUMNS] = len(begins), len(columns)
+        begins += [len(windows) + n for n in row_begins]
+        windows += row_windows
+        columns += route_.column_windows()
+        L[k.WEIGHTS] = sum(map(len, weights))
+        weights.append(route_.weights())
+        if bias is not None:
+            L[k.BIAS] = sum(map(len, biases))
+            biases.append(F.pad(bias, (0, int(L[k.PADDED]) - len(bias))))
+    units = int(sizes[k.UNITS].sum())
+    return k.Plan(
+        layers=layers, weights=_joined(weights, like), bias=_joined(biases, like),
+        row_begins=np.array(begins, np.int64), row_windows=np.array(windows, np.int64).reshape(-1, 2),
+        column_windows=np.array(columns, np.int64).reshape(-1, 3),
+        pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers),
+        gate=_units_of(ring, layers, ring.gates, units, np.uint8),
+        keep=np.empty(0, numbers) if ring.keep is None else _units_of(ring, layers, [ring.keep], units, numbers),
+        upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
+        batch=batch, units=units, rows=int(sizes[k.ROWS].sum()), spikes=int(sizes[k.SPIKES].sum()),
+        pointers=int(sizes[k.POINTERS].sum()))
+
+
+def at_rest(plan: "kernels.Plan", counts: bool) -> "kernels.State":
+    """Potentials of 0, and no spikes."""
+    batch, layers, numbers = plan.batch, len(plan.layers), plan.weights.dtype
+    return kernels.State(
+        potentials=np.zeros(batch * plan.units, numbers), traces=np.zeros(batch * plan.units, numbers),
+        counts=np.zeros(batch * plan.units if counts else 0, np.int32),
+        spikes=np.empty(2 * batch * plan.spikes, np.int32), pointers=np.zeros(2 * batch * plan.pointers, np.int32),
+        waiting=np.zeros(batch * plan.rows, np.uint8),
+        fired=np.zeros(batch * layers, np.int64), sent=np.zeros(batch * layers, np.int64))
+
+
+def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, steps: tuple[int, int],
+            weights: np.ndarray, current: Tensor, products: frozenset[int]) -> None:
+    """Advance all layers by ``steps``, first and one after the last; by a single one if there are ``products``.
+
+    Args:
+        current: into the first layer, ``(frames, batch, *shape)``, of these steps or one frame for all.
+        products: the layers whose currents are products of whole tensors.
+    """
+    scratch = 2 * max(1, int(np.diff(plan.row_begins, append=0).max(initial=0))) + 1
+    starts = sorted({0, *products})
+    for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
+        dense_product = first in products
+        if dense_product:
+            arrived = ring.products[first](_spikes(ring, plan, state, team, first, steps[0]))
+            own = current[0] + arrived if first == 0 else arrived
+        outside = _flat(own[None] if dense_product else current) if dense_product or first == 0 else None
+        frames = 0 if outside is None else len(current) if first == 0 else 1
+        team.share(lambda samples, first=first, after=after, outside=outside, frames=frames, product=dense_product:
+                   kernels.simulate(plan, state, samples, (first, after), steps, weights, outside, frames, product,
+                                    np.empty((scratch, 3), np.int64)))
+
+
+def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
+    """The layers for which a dense product costs less than the gathering of rows.
+
+    Args:
+        sent: spikes in a step that each layer sends on.
+    """
+    chosen = set()
+    for layer, route_ in enumerate(ring.routes):
+        if route_ is None or route_.weight is None:
+            continue
+        source, target = (torch.Size(shape).numel() for shape in (route_.source, route_.target))
+        products = route_.multiplications()
+        gathered = sent[layer - 1] * products / source * GATHERED
+        if gathered > batch * (products * MULTIPLIED + (source + target) * MOVED):
+            chosen.add(layer)
+    return frozenset(chosen)
+
+
+def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, target: int, step: int) -> Tensor:
+    """The spikes that arrive at a layer, as a tensor of -1, 0 and 1, ``(batch, *shape of the source)``."""
+    source = int(plan.layers[target, kernels.SOURCE])
+    parity = step & 1 if source < target else 1 - (step & 1)
+    channels, height, width = as_image(ring.shapes[source])
+    spikes = np.zeros((plan.batch, height, width, padded(channels)), plan.weights.dtype)
+    team.share(lambda samples: kernels.unpack(plan, state, source, parity, samples, spikes.reshape(-1)))
+    return _from_units(torch.from_numpy(spikes), ring.shapes[source])
+
+
+def _flat(current: Tensor) -> np.ndarray:
+    """Currents ``(frames, batch, *shape)`` as kernels read them: pixel by pixel, channels padded."""
+    return _to_units(current.flatten(0, 1)).reshape(-1).numpy()
+
+
+def _to_units(tensor: Tensor) -> Tensor:
+    """``(n, *shape)`` as contiguous ``(n, height, width, padded channels)``; a view where it is laid out so already."""
+    image = tensor.movedim(1, -1) if tensor.ndim == 4 else tensor[:, None, None]
+    return F.pad(image, (0, padded(image.shape[-1]) - image.shape[-1])).contiguous()
+
+
+def _from_units(units: Tensor, shape: Shape) -> Tensor:
+    """The reverse of :func:`_to_units`, in the memory layout of simulations."""
+    image = units[..., :shape[0]].movedim(-1, 1).reshape(-1, *shape)
+    return image.contiguous(memory_format=layout(image))
+
+
+def _layers_of(ring: Ring, plan: "kernels.Plan", array: np.ndarray) -> list[Tensor]:
+    """A tensor ``(batch, *shape)`` for each layer from an array of units."""
+    rows, found = torch.from_numpy(array).view(plan.batch, plan.units), []
+    for L, shape in zip(plan.layers, ring.shapes):
+        size = L[kernels.HEIGHT] * L[kernels.WIDTH] * L[kernels.PADDED]
+        own = rows[:, L[kernels.UNITS]:L[kernels.UNITS] + size]
+        found.append(_from_units(own.unflatten(1, tuple(L[[kernels.HEIGHT, kernels.WIDTH, kernels.PADDED]])), shape))
+    return found
+
+
+def _units_of(ring: Ring, layers: np.ndarray, tensors: list[Tensor], units: int, dtype: type) -> np.ndarray:
+    """The reverse of :func:`_layers_of`, flat, for the first layers of a ring; the rest is not initialised."""
+    array = np.empty((len(tensors[0]), units), dtype)
+    for L, tensor in zip(layers, tensors):
+        own = _to_units(tensor).flatten(1)
+        array[:, L[kernels.UNITS]:L[kernels.UNITS] + own.shape[1]] = own.numpy()
+    return array.reshape(-1)
+
+
+def _joined(tensors: list[Tensor], like: Tensor) -> np.ndarray:
+    """Tensors behind one another."""
+    return torch.cat([like.new_empty(0), *tensors]).numpy()

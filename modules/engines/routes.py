@@ -1,0 +1,134 @@
+"""Geometry of a synapse as the event engine sees it: which weight row a spike adds to which target pixel.
+
+Every synapse of the library, and every transpose of one, is a *route*: a window of ``kernel`` taps that slides over an
+image, from source to target or the other way round. ``Linear`` is a window as large as its image. The weights of a
+route are stored as rows, one per tap and source channel, each with a value per target channel, so that a spike is the
+number of its row.
+"""
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from modules.circuit import Connection
+from modules.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Linear, Shape
+
+LANE = 16  # channels are padded to a multiple of this with channels that nothing reaches
+
+
+def padded(channels: int) -> int:
+    """``channels`` rounded up to whole vectors."""
+    return -(-channels // LANE) * LANE
+
+
+def as_image(shape: Shape) -> Shape:
+    """``(channels, height, width)`` of a layer; a layer of ``n`` units without geometry is ``(n, 1, 1)``."""
+    return shape if len(shape) == 3 else (*shape, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One linear map from the spikes of a layer to the currents of another.
+
+    Attributes:
+        source, target: ``(channels, height, width)`` of the two layers.
+        kernel: height and width of the window; stride, padding: of the window, as in a convolution.
+        spreads: the window slides over the target, as in a transposed convolution, not over the source.
+        weight: ``(kernel height, kernel width, source channels, target channels)``, or None for a pooling.
+        scale: factor on the weight; the weight itself for a pooling.
+    """
+
+    source: Shape
+    target: Shape
+    kernel: tuple[int, int]
+    stride: int = 1
+    padding: int = 0
+    spreads: bool = False
+    weight: Tensor | None
+    scale: float = 1.0
+
+    @property
+    def row(self) -> int:
+        """Number of values in a row of weights; a pooling's row is one channel."""
+        return 1 if self.weight is None else padded(self.target[0])
+
+    @property
+    def column_step(self) -> int:
+        """By how many values the row of a spike moves when the spike moves one column to the right."""
+        if self.weight is None:
+            return 0
+        return self.row * self.source[0] * (-self.stride if self.spreads else 1)
+
+    def weights(self) -> Tensor:
+        """All rows as one flat tensor, scaled, padded with zeros."""
+        if self.weight is None:
+            return torch.empty(0)
+        return F.pad(self.weight * self.scale, (0, self.row - self.target[0])).flatten()
+
+    def row_windows(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """For each target row, the source rows that reach it.
+
+        Returns:
+            Where the entries of each target row begin (one number more than rows), and the entries: source row, and
+            offset of the first weight of the tap that leads from it.
+        """
+        begins, entries = [0], []
+        height, width = self.kernel
+        per_tap = width * self.source[0] * self.row if self.weight is not None else 0
+        for y in range(self.target[1]):
+            for source in range(self.source[1]):
+                tap = y + self.padding - source * self.stride if self.spreads else source - y * self.stride + self.padding
+                if 0 <= tap < height:
+                    entries.append((source, tap * per_tap))
+            begins.append(len(entries))
+        return begins, entries
+
+    def column_windows(self) -> list[tuple[int, int, int]]:
+        """For each target column, the first source column that reaches it, the one after the last, and what to add to
+        a spike's row to move from column 0 to this column."""
+        windows = []
+        per_column = self.source[0] * self.row if self.weight is not None else 0
+        for x in range(self.target[2]):
+            if self.spreads:
+                origin = x + self.padding
+                first, end = -(-(origin - self.kernel[1] + 1) // self.stride), origin // self.stride + 1
+            else:
+                origin = -(x * self.stride - self.padding)
+                first, end = -origin, -origin + self.kernel[1]
+            first, end = (min(max(n, 0), self.source[2]) for n in (first, end))
+            windows.append((first, max(first, end), origin * per_column))
+        return windows
+
+    def multiplications(self) -> int:
+        """How many a dense product takes for one sample, those with padding left out."""
+        rows = len(self.row_windows()[1])
+        columns = sum(after - first for first, after, _ in self.column_windows())
+        return rows * columns * self.source[0] * self.target[0]
+
+    def reverse(self, scale: float) -> "Route":
+        """The transpose, its weight multiplied by ``scale``."""
+        return replace(self, source=self.target, target=self.source, spreads=not self.spreads,
+                       weight=None if self.weight is None else self.weight.transpose(2, 3), scale=self.scale * scale)
+
+
+def supports(connection: Connection) -> bool:
+    """Whether the synapse has a form as route: those of the library do, those that users derive from them may not."""
+    kind = parametrize.type_before_parametrizations(connection.synapse)
+    return kind in (Conv2d, ConvTranspose2d, Linear, AvgPool2d)
+
+
+def route(connection: Connection, scale: float = 1.0) -> Route:
+    """The forward route of a connection, its weight multiplied by ``scale``."""
+    synapse, weight = connection.synapse, connection.weight
+    source, target = as_image(connection.input_shape), as_image(connection.output_shape)
+    if isinstance(synapse, Linear):
+        return Route(source=source, target=target, kernel=source[1:], scale=scale,
+                     weight=weight.reshape(target[0], *source).permute(2, 3, 1, 0))
+    window = {"source": source, "target": target, "kernel": (synapse.kernel_size,) * 2, "stride": synapse.stride,
+              "padding": synapse.padding}
+    if isinstance(synapse, AvgPool2d):
+        return Route(**window, weight=None, scale=scale * synapse.kernel_size**-2)
+    spreads = isinstance(synapse, ConvTranspose2d)
+    return Route(**window, spreads=spreads, scale=scale, weight=weight.permute(2, 3, *((0, 1) if spreads else (1, 0))))

@@ -1,0 +1,255 @@
+"""The event engine against the dense one: every spike where sums are exact, and bounded differences where not."""
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
+from modules.engines import dense, event
+from tests.networks import NAMES, sample_input, small
+
+GRID = 2.0**-6  # numbers on it have exact sums, whatever the order
+
+
+def on_grid(model: nn.Module) -> nn.Module:
+    """Round all parameters to multiples of ``GRID``; norm restriction, whose factor is not on the grid, is lifted."""
+    for module in model.modules():
+        if isinstance(module, synapses.MaxNorm):
+            module.max_norm = float("inf")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter / GRID).round() * GRID)
+    return model
+
+
+def simulations(network: FeedbackSNN, x: torch.Tensor, gradient: torch.Tensor | None = None) -> tuple:
+    """Results of both engines, forward and backward, on one circuit, so with the same dropout masks."""
+    sample = x[:, 0] if network.event_input else x
+    circuit = network._circuit(sample)
+    circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
+    x = x[:, :network.time_step].transpose(0, 1) if network.event_input else x
+    forward = [engine.simulate_forward(circuit, x) for engine in (dense, event)]
+    masks = [(count > 0) & (count < network.time_step) for count in forward[0].counts]
+    if gradient is None:
+        gradient = (torch.randn_like(forward[0].rates[-1]) / GRID / 3).round() * GRID
+    backward = [engine.simulate_backward(circuit, gradient, masks) for engine in (dense, event)]
+    return forward, backward
+
+
+def assert_same(network: FeedbackSNN, x: torch.Tensor) -> None:
+    """Both engines find the same spikes, and so the same sums of them, bit for bit, and spikes there are."""
+    torch.manual_seed(7)
+    forward, backward = simulations(network, (x / GRID).round() * GRID)
+    for (a, b), name in ((forward, "counts"), (backward, "betas")):
+        for layer, (expected, found) in enumerate(zip(getattr(a, name), getattr(b, name))):
+            assert found.shape == expected.shape and found.stride() == expected.stride()
+            # Traces of leaky neurons are summed in another order: spikes are the same if they differ by rounding only.
+            exact = name == "counts" or network.neuron.leak == 1
+            torch.testing.assert_close(found, expected, rtol=0, atol=0 if exact else 1e-6, msg=f"{name} of {layer}")
+    for expected, found in zip(forward[0].rates, forward[1].rates):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(backward[0].fired, backward[1].fired)
+    assert all(count.any() for count in forward[0].counts) and backward[0].fired.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("leak", [1.0, 0.75])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_spike_of_the_four_networks(name: str, leak: float, dropout: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    # A leak of 3/4 shifts the potential by two bits a step: few steps keep it exact.
+    steps = {} if leak == 1 else {"time_step": 7, "time_step_back": 7}
+    model = on_grid(small(name, leak=leak, dropout=dropout, gain=3.0, **steps)).to(dtype).train()
+    if leak != 1:  # as leaky couples with the usual threshold send nothing through five layers
+        model.network.couple = TernaryCouple(v_threshold=2**-5, u_rest=-(2**-1), leak=leak)
+    assert_same(model.network, sample_input(name, model, batch=5).to(dtype) * 2)
+
+
+ROUTES = {
+    "odd sizes": lambda: dict(input=synapses.Conv2d(2, 3, 3), layers=[synapses.Conv2d(3, 20, 3, stride=2),
+                              synapses.Conv2d(20, 5, 5, stride=3, padding=1)],
+                              feedback=synapses.ConvTranspose2d(5, 3, 7, stride=7, padding=2, dropout=0.5)),
+    "no padding": lambda: dict(input=synapses.Conv2d(2, 4, 2, padding=0), layers=[synapses.Conv2d(4, 7, 4, padding=0)]),
+    "upwards": lambda: dict(input=synapses.Conv2d(2, 4, 3, stride=2), layers=[synapses.ConvTranspose2d(4, 6, 3, stride=2),
+                            synapses.ConvTranspose2d(6, 70, 5, stride=3, dropout=0.5)]),
+    "pooling": lambda: dict(input=synapses.Conv2d(2, 130, 3), layers=[synapses.AvgPool2d(2), synapses.AvgPool2d(2, stride=1,
+                            padding=1, dropout=0.5), synapses.Conv2d(130, 4, 1)]),
+    "pooled feedback": lambda: dict(input=synapses.Conv2d(2, 6, 3, stride=4), layers=[synapses.ConvTranspose2d(6, 6, 4,
+                                    stride=4, padding=0)], feedback=synapses.AvgPool2d(4, dropout=0.5)),
+    "linear": lambda: dict(input=synapses.Linear(2 * 9 * 11, 20), layers=[synapses.Linear(20, 33), synapses.Linear(33, 9)],
+                           feedback=synapses.Linear(9, 20, dropout=0.5)),
+    "linear after images": lambda: dict(input=synapses.Conv2d(2, 3, 3), layers=[synapses.Linear(3 * 9 * 11, 17)]),
+    "one layer": lambda: dict(input=synapses.Conv2d(2, 17, 3), feedback=synapses.Conv2d(17, 17, 5)),
+    "one layer, no feedback": lambda: dict(input=synapses.Linear(2 * 9 * 11, 5)),
+    "restricted norm": lambda: dict(input=synapses.Conv2d(2, 4, 3), layers=[synapses.Conv2d(4, 4, 3, max_norm=1e9)]),
+}
+
+
+@pytest.mark.parametrize("neuron", [IF(v_threshold=0.75, u_rest=-0.25), LIF(leak=0.5)], ids=["IF", "LIF"])
+@pytest.mark.parametrize("kind", ROUTES)
+def test_every_spike_of_every_synapse(kind: str, neuron: LIF) -> None:
+    """All synapses and their transposes, any kernel, stride and padding, sizes that no stride divides, with biases."""
+    torch.manual_seed(1)
+    steps = 20 if neuron.leak == 1 else 9
+    network = on_grid(FeedbackSNN(**ROUTES[kind](), neuron=neuron, couple=TernaryCouple(v_threshold=2**-4, u_rest=-0.5),
+                                  time_step=steps, time_step_back=steps)).double().train()
+    with torch.no_grad():
+        for synapse in (network.input, *network.layers, *([network.feedback] if network.feedback else [])):
+            if synapse.weight is not None:
+                synapse.weight.mul_(4)
+                synapse.bias.copy_(torch.randint(0, 16, synapse.bias.shape) * GRID)
+    assert_same(network, torch.randn(3, 2, 9, 11).double() * 2)
+
+
+@pytest.mark.parametrize("name", ["alexnetf", "convnetf"])
+def test_dense_products_where_spikes_are_many(name: str, monkeypatch) -> None:
+    """Whatever layers get a dense product, and however this changes from segment to segment: the same spikes."""
+    chosen = iter([{0}, {1}, set(), {0, 2}, {0, 1, 2, 3, 4}, {4}, {3}, {0}, set()] * 100)
+    asked = []
+
+    def change(ring, sent, batch):
+        asked.append(sent)
+        return frozenset(layer for layer in next(chosen) if layer < len(ring.shapes))
+
+    monkeypatch.setattr(event, "dense_layers", change)
+    monkeypatch.setattr(event, "SEGMENT", 3)
+    torch.manual_seed(2)
+    model = on_grid(small(name, dropout=0.5, gain=3.0)).train()
+    assert_same(model.network, sample_input(name, model, batch=5) * 2)
+    assert len(asked) > 20
+
+
+def test_cost_model_prefers_products_for_many_spikes_only() -> None:
+    """Half of all units spiking means a dense product for a wide convolution, one in a hundred does not."""
+    network = FeedbackSNN(input=synapses.Conv2d(3, 64, 3), layers=[synapses.Conv2d(64, 64, 3)])
+    circuit = network._circuit(torch.zeros(4, 3, 16, 16))
+    ring = event.forward_ring(circuit, 4)
+    units = 4 * 64 * 16 * 16
+    for density, expected in ((0.01, frozenset()), (0.9, frozenset({1}))):
+        assert event.dense_layers(ring, torch.tensor([density * units, 0.0]).numpy(), 4) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_differs_by_rounding_only(name: str) -> None:
+    """Ordinary float32 weights: sums in another order move a potential by rounding, and so a spike at the threshold.
+
+    Bound: of the T steps a unit whose potential touched the threshold fires one step earlier or later, which later
+    steps make up for, so rates differ by at most a few of 1/T, in few units. In float64 nothing crosses at all.
+    """
+    torch.manual_seed(3)
+    model = small(name, dropout=0.2, gain=2.0).train()
+    x = sample_input(name, model, batch=6)
+    gradient = torch.randn_like(model.network(x)) * 0.2
+    forward, backward = simulations(model.network, x, gradient)
+    for a, b in zip(forward[0].counts + backward[0].betas, forward[1].counts + backward[1].betas):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    forward, backward = simulations(model.network.float(), x.float(), gradient.float())
+    for pairs, steps in ((zip(forward[0].rates, forward[1].rates), 20), (zip(backward[0].betas, backward[1].betas), 50)):
+        for expected, found in pairs:
+            differing = (expected - found).abs() > 1e-5
+            assert differing.double().mean() < 0.02
+            assert (expected - found).abs().max() < 3.01 / steps
+
+
+def test_gradients_do_not_depend_on_threads_or_neighbours() -> None:
+    """One thread or three, a sample alone or in a batch: the same bits, in ordinary float32."""
+    torch.manual_seed(4)
+    model = small("alexnetf", gain=2.0, engine="event").float().eval()
+    x = sample_input("alexnetf", model, batch=9).float()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(model.network(x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+    alone = torch.cat([model.network(image[None]) for image in x])
+    torch.testing.assert_close(alone, found[0], rtol=0, atol=1e-7)
+
+
+def test_workers_may_fork_after_a_simulation() -> None:
+    """Data loaders fork; a pool of threads that outlived a simulation would hang their processes."""
+    model = small("lenet", engine="event").train()
+    data = TensorDataset(sample_input("lenet", model, batch=6))
+    for _ in range(2):
+        for images, in DataLoader(data, 3, num_workers=2):
+            model.network(images).sum().backward()
+
+
+def test_simulations_side_by_side() -> None:
+    """Two Python threads may each run a network."""
+    from concurrent.futures import ThreadPoolExecutor
+    torch.manual_seed(5)
+    model = small("alexnetf", gain=2.0, engine="event").eval()
+    batches = [sample_input("alexnetf", model, batch=3) for _ in range(4)]
+    expected = [model.network(x) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(model.network, batches))
+    assert all(map(torch.equal, expected, found))
+
+
+def test_an_empty_batch() -> None:
+    model = small("alexnetf", engine="event").train()
+    rates = model.network(sample_input("alexnetf", model, batch=0))
+    rates.sum().backward()
+    assert rates.shape[0] == 0
+
+
+class Doubled(synapses.Conv2d):
+    """A synapse of a user's own."""
+
+    def current(self, spikes, weight, bias, output_shape):
+        return 2 * super().current(spikes, weight, bias, output_shape)
+
+    def transpose(self, spikes, weight, input_shape):
+        return 2 * super().transpose(spikes, weight, input_shape)
+
+
+def test_falls_back_to_dense_and_says_so_once() -> None:
+    """For synapses that it does not know, and number types that it does not compute in; not for an input synapse."""
+    torch.manual_seed(6)
+    event._warn_once.cache_clear()
+    x = torch.randn(2, 2, 8, 8)
+    network = FeedbackSNN(input=synapses.Conv2d(2, 3, 3), layers=[Doubled(3, 3, 3)], engine="event")
+    with pytest.warns(UserWarning, match="does not know synapses of type Doubled") as caught:
+        rates = network(x)
+        network(x)
+    assert len(caught) == 1
+    network.engine = "dense"
+    assert torch.equal(network(x), rates)
+    network = FeedbackSNN(input=Doubled(2, 3, 3), layers=[synapses.Conv2d(3, 3, 3)], engine="event")
+    network(x)
+    with pytest.warns(UserWarning, match="not in torch.bfloat16"):
+        network.bfloat16()(x.bfloat16())
+
+
+def test_without_numba() -> None:
+    """Numba is not needed: without it the dense engine runs, and says why."""
+    program = ("import sys; sys.modules['numba'] = None\n"
+               "import torch; from modules import FeedbackSNN, synapses\n"
+               "net = FeedbackSNN(input=synapses.Linear(4, 3), engine='event')\n"
+               "print(net(torch.ones(2, 4)).shape)")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "torch.Size([2, 3])" in done.stdout and done.stderr.count("numba is not installed") == 1, done.stderr
+
+
+def test_circuit_is_left_unchanged() -> None:
+    """Engines leave their arguments alone: weights, input, gradient and masks."""
+    torch.manual_seed(8)
+    model = small("alexnetf", dropout=0.5, gain=2.0).train()
+    x = sample_input("alexnetf", model)
+    circuit = model.network._circuit(x)
+    circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
+    gradient = torch.randn_like(event.simulate_forward(circuit, x).rates[-1])
+    masks = [torch.ones(2, *c.output_shape, dtype=torch.bool) for c in circuit.feedforward]
+    tensors = [x, gradient, *masks, *(t for t in circuit.tensors if t is not None)]
+    copies = [t.clone() for t in tensors]
+    event.simulate_forward(replace(circuit, time_step=3), x)
+    event.simulate_backward(circuit, gradient, masks)
+    assert all(map(torch.equal, tensors, copies))
