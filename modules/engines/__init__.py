@@ -22,4 +22,6 @@ def select(name: str, device: torch.device) -> Engine:
     """
     if name not in NAMES:
         raise ValueError(f"there is no engine '{name}'; choose one of {', '.join(NAMES)}")
-    return ENGINES["dense" if name == "auto" else name]
+    if name == "auto":
+        name = "event" if device.type == "cpu" and event.available() else "dense"
+    return ENGINES[name]

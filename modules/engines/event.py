@@ -28,7 +28,7 @@ except ImportError:  # numba is not installed
     kernels = None
 
 # Samples that a thread takes through a step together: they share the weights in its cache, and each costs room there.
-CHUNK = 6
+CHUNK = 8
 # Steps between two looks at which layers want a dense product. The first look is early, as a guess precedes it.
 FIRST_SEGMENT, SEGMENT = 2, 8
 # Nanoseconds of one thread, by `python -m benchmarks.density`: only their ratio counts. For a multiplication of a
@@ -116,6 +116,11 @@ def backward_ring(circuit: Circuit, masks: list[Tensor]) -> Ring:
         products=[out_of[i] and functools.partial(_backward_product, out_of[i], scales[i]) for i in into],
         biases=[None] * len(masks), gates=gates[::-1], keep=None,
         upper=couple.v_threshold, lower=-couple.v_threshold, quantum=couple.quantum, leak=couple.leak)
+
+
+def available() -> bool:
+    """Whether this engine can run at all."""
+    return kernels is not None
 
 
 def _runs(circuit: Circuit, x: Tensor) -> bool:
@@ -235,7 +240,7 @@ class Team:
 
     def __init__(self, batch: int) -> None:
         threads = torch.get_num_threads()
-        size = max(1, min(CHUNK, -(-batch // threads)))
+        size = max(1, -(-batch // (threads * -(-batch // (threads * CHUNK)) or 1)))  # as many chunks on each thread
         self.chunks = [(begin, min(begin + size, batch)) for begin in range(0, batch, size)]
         self._pool = ThreadPoolExecutor(threads) if threads > 1 and len(self.chunks) > 1 else None
 
@@ -275,11 +280,11 @@ def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
             continue
         L[k.SOURCE], L[k.POOL] = source, route_.weight is None
         layers[source, (k.SPIKE_COLUMN, k.SPIKE_CHANNEL)] = route_.column_step, route_.row
-        row_begins, row_windows = route_.row_windows()
+        row_begins, row_windows = route_.row_windows
         L[k.WINDOW_ROWS], L[k.WINDOW_COLUMNS] = len(begins), len(columns)
         begins += [len(windows) + n for n in row_begins]
         windows += row_windows
-        columns += route_.column_windows()
+        columns += route_.column_windows
         L[k.WEIGHTS] = sum(map(len, weights))
         weights.append(route_.weights())
         if bias is not None:
@@ -342,7 +347,7 @@ def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
         if route_ is None or route_.weight is None:
             continue
         source, target = (torch.Size(shape).numel() for shape in (route_.source, route_.target))
-        products = route_.multiplications()
+        products = route_.multiplications
         gathered = sent[layer - 1] * products / source * GATHERED
         if gathered > batch * (products * MULTIPLIED + (source + target) * MOVED):
             chosen.add(layer)

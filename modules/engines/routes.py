@@ -6,6 +6,7 @@ route are stored as rows, one per tap and source channel, each with a value per 
 number of its row.
 """
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,13 @@ from torch.nn.utils import parametrize
 from modules.circuit import Connection
 from modules.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Linear, Shape
 
-LANE = 16  # channels are padded to a multiple of this with channels that nothing reaches
+WIDTHS = (16, 32, 64)  # of the vectors that kernels take the channels of a pixel in, the widest first
 
 
 def padded(channels: int) -> int:
-    """``channels`` rounded up to whole vectors."""
-    return -(-channels // LANE) * LANE
+    """``channels`` rounded up so that one vector holds what is left over by the widest ones."""
+    whole, rest = divmod(channels, WIDTHS[-1])
+    return whole * WIDTHS[-1] + min(width for width in (0, *WIDTHS) if rest <= width)
 
 
 def as_image(shape: Shape) -> Shape:
@@ -67,6 +69,7 @@ class Route:
             return torch.empty(0)
         return F.pad(self.weight * self.scale, (0, self.row - self.target[0])).flatten()
 
+    @cached_property
     def row_windows(self) -> tuple[list[int], list[tuple[int, int]]]:
         """For each target row, the source rows that reach it.
 
@@ -85,6 +88,7 @@ class Route:
             begins.append(len(entries))
         return begins, entries
 
+    @cached_property
     def column_windows(self) -> list[tuple[int, int, int]]:
         """For each target column, the first source column that reaches it, the one after the last, and what to add to
         a spike's row to move from column 0 to this column."""
@@ -101,10 +105,11 @@ class Route:
             windows.append((first, max(first, end), origin * per_column))
         return windows
 
+    @cached_property
     def multiplications(self) -> int:
         """How many a dense product takes for one sample, those with padding left out."""
-        rows = len(self.row_windows()[1])
-        columns = sum(after - first for first, after, _ in self.column_windows())
+        rows = len(self.row_windows[1])
+        columns = sum(after - first for first, after, _ in self.column_windows)
         return rows * columns * self.source[0] * self.target[0]
 
     def reverse(self, scale: float) -> "Route":
