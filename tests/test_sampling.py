@@ -1,0 +1,80 @@
+"""Data order and randomness as functions of seed, epoch and sample."""
+import argparse
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from data import images
+from data.sampling import EpochOrder, derive_seed, make_loaders
+
+
+def epoch(workers: int = 0, *, batch: int = 4, number: int = 2, seed: int = 5, skip: int = 0) -> list[tuple]:
+    """All samples of an epoch with a random augmentation: (index, augmented value, key)."""
+    data = TensorDataset(torch.arange(10.0), torch.arange(10))
+    args = argparse.Namespace(train_batch=batch, test_batch=3, workers=workers, manualSeed=seed, test_limit=7,
+                              pin_memory=False)
+    train, test = make_loaders(data, data, args, transform=lambda x: x + torch.rand(()))
+    assert sum(len(x) for x, _ in test) == 7
+    train.sampler.start(number, skip)
+    return [sample for values, labels, keys in train
+            for sample in zip(labels.tolist(), values.tolist(), keys.tolist())]
+
+
+def test_workers_batches_and_interruptions_change_nothing() -> None:
+    """The same samples, in the same order, augmented alike, with the same keys."""
+    torch.manual_seed(0)
+    whole = epoch()
+    torch.rand(7)  # the state of the global generator does not matter
+    assert sorted(index for index, _, _ in whole) == list(range(10))
+    assert epoch(2) == whole and epoch(batch=3) == whole and epoch(skip=4) == whole[4:]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = {tuple(index for index, _, _ in epoch(**change)) for change in ({}, {"number": 3}, {"seed": 6})}
+    values = {value for change in ({}, {"number": 3}, {"seed": 6}) for _, value, _ in epoch(**change)}
+    assert len(orders) == 3 and len(values) == 30
+
+
+def test_augmentation_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    epoch()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_derived_seeds() -> None:
+    """In [0, 2^63), and no accidental sums: (1, 23) is not (12, 3)."""
+    seeds = {derive_seed(a, b) for a in range(50) for b in range(50)} | {derive_seed(1, 23), derive_seed(12, 3)}
+    assert len(seeds) == 2500 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_order_is_a_permutation() -> None:
+    order = EpochOrder(7, seed=1)
+    order.start(4)
+    assert sorted(order) == [(4, index) for index in range(7)] and len(order) == 7
+
+
+def test_digits() -> None:
+    """1,797 images, split 80/20 with the same share of every class, disjoint and fixed."""
+    train, test = (images.load("digits", "", train=half) for half in (True, False))
+    assert (len(train), len(test)) == (1437, 360)
+    counts = torch.bincount(torch.tensor([label for _, label in test]))
+    assert counts.min() >= 35 and counts.max() <= 37
+    picture, label = train[0]
+    assert picture.size == (28, 28) and 0 <= label < 10
+    pixels = {test.images[i].tobytes() for i in range(360)}
+    assert sum(image.tobytes() in pixels for image in train.images) == 0
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_missing_data_without_a_network(name: str, tmp_path, monkeypatch) -> None:
+    """One sentence that says where files belong, when the download fails."""
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(ValueError, match="could not be downloaded.*put its files there"):
+        images.load(name, tmp_path, train=True)
