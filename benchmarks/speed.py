@@ -31,8 +31,8 @@ SCRIPTS = {"lenet": mnist_lenet, "alexnetf": cifar_alexnetf, "cifarnetf": cifar_
 def experiment(name: str, options: argparse.Namespace) -> argparse.Namespace:
     """The arguments of a script, with its own defaults, as its functions take them."""
     script = SCRIPTS[name]
-    args = argparse.Namespace(vth=1.0, vth_back=0.5, u_rest=None, u_rest_back=None, leaky=1.0, engine="dense", workers=0,
-                              manualSeed=options.seed, test_limit=None, pin_memory=False, path=options.path,
+    args = argparse.Namespace(vth=1.0, vth_back=0.5, u_rest=None, u_rest_back=None, leaky=1.0, engine="dense",
+                              workers=0, manualSeed=options.seed, test_limit=None, pin_memory=False, path=options.path,
                               **{**script.DEFAULTS, **script.DATASET_DEFAULTS[script.DEFAULTS["dataset"]]})
     args.drive = args.scale_factor / args.train_batch
     args.train_batch = args.test_batch = options.batch
@@ -49,7 +49,8 @@ def data(name: str, args: argparse.Namespace) -> tuple[Tensor, Tensor, str]:
     return (images > 1).float() if name == "convnetf" else images, torch.arange(args.train_batch) % 10, "noise"
 
 
-def one_iteration(model: SpikingClassifier, inputs: Tensor, labels: Tensor, scale: float) -> tuple[dict, SpikeStatistics]:
+def one_iteration(model: SpikingClassifier, inputs: Tensor, labels: Tensor,
+                  scale: float) -> tuple[dict[str, float], SpikeStatistics]:
     """Seconds of a forward and of a backward pass, weight gradients included, and the spikes that they took."""
     statistics_ = SpikeStatistics()
     model.zero_grad()
@@ -114,7 +115,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--engines", nargs="+", default=["dense", "event"], help="the first is what others are compared to")
+    parser.add_argument("--engines", nargs="+", default=["dense", "event"], help="the first is what others compare to")
     parser.add_argument("--path", help="folder of the data sets")
     parser.add_argument("--resume", help="checkpoint to take the weights from")
     parser.add_argument("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")

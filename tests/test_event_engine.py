@@ -70,18 +70,22 @@ def test_every_spike_of_the_four_networks(name: str, leak: float, dropout: float
     assert_same(model.network, sample_input(name, model, batch=5).to(dtype) * 2)
 
 
+# Inputs are (2, 9, 11).
 ROUTES = {
     "odd sizes": lambda: dict(input=synapses.Conv2d(2, 3, 3), layers=[synapses.Conv2d(3, 20, 3, stride=2),
                               synapses.Conv2d(20, 5, 5, stride=3, padding=1)],
                               feedback=synapses.ConvTranspose2d(5, 3, 7, stride=7, padding=2, dropout=0.5)),
     "no padding": lambda: dict(input=synapses.Conv2d(2, 4, 2, padding=0), layers=[synapses.Conv2d(4, 7, 4, padding=0)]),
-    "upwards": lambda: dict(input=synapses.Conv2d(2, 4, 3, stride=2), layers=[synapses.ConvTranspose2d(4, 6, 3, stride=2),
+    "upwards": lambda: dict(input=synapses.Conv2d(2, 4, 3, stride=2), layers=[
+                            synapses.ConvTranspose2d(4, 6, 3, stride=2),
                             synapses.ConvTranspose2d(6, 70, 5, stride=3, dropout=0.5)]),
-    "pooling": lambda: dict(input=synapses.Conv2d(2, 130, 3), layers=[synapses.AvgPool2d(2), synapses.AvgPool2d(2, stride=1,
-                            padding=1, dropout=0.5), synapses.Conv2d(130, 4, 1)]),
+    "pooling": lambda: dict(input=synapses.Conv2d(2, 130, 3), layers=[
+                            synapses.AvgPool2d(2), synapses.AvgPool2d(2, stride=1, padding=1, dropout=0.5),
+                            synapses.Conv2d(130, 4, 1)]),
     "pooled feedback": lambda: dict(input=synapses.Conv2d(2, 6, 3, stride=4), layers=[synapses.ConvTranspose2d(6, 6, 4,
                                     stride=4, padding=0)], feedback=synapses.AvgPool2d(4, dropout=0.5)),
-    "linear": lambda: dict(input=synapses.Linear(2 * 9 * 11, 20), layers=[synapses.Linear(20, 33), synapses.Linear(33, 9)],
+    "linear": lambda: dict(input=synapses.Linear(2 * 9 * 11, 20),
+                           layers=[synapses.Linear(20, 33), synapses.Linear(33, 9)],
                            feedback=synapses.Linear(9, 20, dropout=0.5)),
     "linear after images": lambda: dict(input=synapses.Conv2d(2, 3, 3), layers=[synapses.Linear(3 * 9 * 11, 17)]),
     "one layer": lambda: dict(input=synapses.Conv2d(2, 17, 3), feedback=synapses.Conv2d(17, 17, 5)),
@@ -149,8 +153,8 @@ def test_float32_differs_by_rounding_only(name: str) -> None:
     for a, b in zip(forward[0].counts + backward[0].betas, forward[1].counts + backward[1].betas):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     forward, backward = simulations(model.network.float(), x.float(), gradient.float())
-    for pairs, steps in ((zip(forward[0].rates, forward[1].rates), 20), (zip(backward[0].betas, backward[1].betas), 50)):
-        for expected, found in pairs:
+    for (a, b), steps in (([r.rates for r in forward], 20), ([r.betas for r in backward], 50)):
+        for expected, found in zip(a, b):
             differing = (expected - found).abs() > 1e-5
             assert differing.double().mean() < 0.02
             assert (expected - found).abs().max() < 3.01 / steps

@@ -41,7 +41,8 @@ def test_initial_weights() -> None:
     for synapse in (network.input, *network.layers):
         torch.testing.assert_close(synapse.weight.flatten(1).norm(dim=1), torch.ones(len(synapse.weight)))
         assert not synapse.bias.any()
-    torch.testing.assert_close(network.feedback.stored_weight.transpose(0, 1).flatten(1).norm(dim=1), torch.full((96,), 0.1))
+    feedback_rows = network.feedback.stored_weight.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(feedback_rows.norm(dim=1), torch.full((96,), 0.1))
     feedback = ConvNetF().network.feedback
     assert feedback.stored_weight.norm() > 10
     assert feedback.weight.norm().item() == pytest.approx(10, rel=1e-4)

@@ -32,7 +32,8 @@ def as_published(name: str, model: torch.nn.Module) -> dict:
                   if key.startswith("network")}
     momentum = {i: {"momentum_buffer": 2 * value.detach()} for i, value in enumerate(theirs.values())}
     group = {"lr": 0.1, "momentum": 0.9, "params": list(range(len(theirs)))}
-    return {"state_dict": state, "epoch": 3, "best_acc": 50.0, "optimizer": {"state": momentum, "param_groups": [group]}}
+    optimizer = {"state": momentum, "param_groups": [group]}
+    return {"state_dict": state, "epoch": 3, "best_acc": 50.0, "optimizer": optimizer}
 
 
 @pytest.mark.parametrize("name", KINDS)

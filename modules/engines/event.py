@@ -31,9 +31,11 @@ except ImportError:  # numba is not installed
 CHUNK = 8
 # Steps between two looks at which layers want a dense product. The first look is early, as a guess precedes it.
 FIRST_SEGMENT, SEGMENT = 2, 8
-# Nanoseconds of one thread, by `python -m benchmarks.density`: only their ratio counts. For a multiplication of a
-# gathered row, of a dense product, and for what a dense product costs besides, per unit of source and target.
-GATHERED, MULTIPLIED, MOVED = 0.047, 0.016, 1.0
+# Nanoseconds of one thread, of which only the ratios count (`python -m benchmarks.density`, on a Zen 4): for each value
+# of a gathered row of weights, by the bytes of all rows, as these fit in the second or third cache or in neither; for a
+# multiplication in a product of whole tensors; and for what such a product costs besides, by unit of source and target.
+GATHERED = ((2**20, 0.052), (2**24, 0.068), (float("inf"), 0.17))
+MULTIPLIED, MOVED = 0.017, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +215,7 @@ def simulate(ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor
     state = at_rest(plan, counts)
     weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.potentials.dtype)
     sent = np.zeros(len(ring.shapes))
-    products: frozenset[int] = frozenset()  # the layers that get a dense product
+    products = chosen = frozenset()  # the layers that get a dense product, in the last step and in the next ones
     step = 0
     with Team(batch) as team:
         for current in currents:
@@ -221,28 +223,34 @@ def simulate(ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor
             first, last = step, steps if static else step + len(current)
             while step < last:
                 after = min(last, step + (SEGMENT if step else FIRST_SEGMENT))
-                for t, t_after in [(t, t + 1) for t in range(step, after)] if products else [(step, after)]:
+                # What the last layer sent to the first is a step old, and still in the form that was chosen then.
+                begin = step + (step > 0 and (0 in products) != (0 in chosen))
+                parts = [(step, begin, chosen ^ {0})] if begin > step else []
+                parts += [(t, t + 1, chosen) for t in range(begin, after)] if chosen else [(begin, after, chosen)]
+                for t, t_after, products in parts:
                     own = current if static else current[t - first:t_after - first]
-                    advance(ring, plan, state, team, (t, t_after), weights, own, products)
+                    advance(ring, plan, state, team, (t, t_after), weights, own, products, chosen)
                 total = state.sent.reshape(batch, len(ring.shapes)).sum(0)
-                products = dense_layers(ring, (total - sent) / (after - step), batch)
+                products, chosen = chosen, dense_layers(ring, (total - sent) / (after - step), batch)
                 step, sent = after, total
     traces = _layers_of(ring, plan, state.traces)
-    numbers = [n.to(like.dtype) for n in _layers_of(ring, plan, state.counts)] if counts else traces
-    return Outcome(traces=traces, counts=numbers, fired=torch.from_numpy(state.fired.reshape(batch, len(ring.shapes)).sum(0)).double())
+    numbers = _layers_of(ring, plan, state.counts) if counts else traces
+    fired = torch.from_numpy(state.fired.reshape(batch, len(ring.shapes)).sum(0)).double()
+    return Outcome(traces=traces, counts=numbers, fired=fired)
 
 
 class Team:
-    """Threads that share the samples of a batch, some at a time.
+    """Threads that share the samples of a batch, some at a time; the calling thread is one of them.
 
     They live as long as one simulation, so that processes may fork and simulations may run side by side.
     """
 
     def __init__(self, batch: int) -> None:
         threads = torch.get_num_threads()
-        size = max(1, -(-batch // (threads * -(-batch // (threads * CHUNK)) or 1)))  # as many chunks on each thread
+        size = max(1, -(-batch // (threads * -(-batch // (threads * CHUNK)) or 1)))  # as many chunks for each thread
         self.chunks = [(begin, min(begin + size, batch)) for begin in range(0, batch, size)]
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 and len(self.chunks) > 1 else None
+        self.helpers = min(threads, len(self.chunks)) - 1
+        self._pool = ThreadPoolExecutor(self.helpers) if self.helpers > 0 else None
 
     def __enter__(self) -> "Team":
         return self
@@ -253,8 +261,16 @@ class Team:
 
     def share(self, work: Callable[[tuple[int, int]], None]) -> None:
         """Call ``work`` for the first and the one after the last sample of every chunk."""
-        for _ in map(work, self.chunks) if self._pool is None else self._pool.map(work, self.chunks):
-            pass
+        chunks = iter(self.chunks)
+
+        def take_turns() -> None:
+            for chunk in chunks:
+                work(chunk)
+
+        others = [self._pool.submit(take_turns) for _ in range(self.helpers)]
+        take_turns()
+        for other in others:
+            other.result()
 
 
 def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
@@ -296,7 +312,7 @@ def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
         row_begins=np.array(begins, np.int64), row_windows=np.array(windows, np.int64).reshape(-1, 2),
         column_windows=np.array(columns, np.int64).reshape(-1, 3),
         pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers),
-        gate=_units_of(ring, layers, ring.gates, units, np.uint8),
+        gate=np.packbits(_units_of(ring, layers, ring.gates, units, np.uint8), bitorder="little"),
         keep=np.empty(0, numbers) if ring.keep is None else _units_of(ring, layers, [ring.keep], units, numbers),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
         batch=batch, units=units, rows=int(sizes[k.ROWS].sum()), spikes=int(sizes[k.SPIKES].sum()),
@@ -308,31 +324,33 @@ def at_rest(plan: "kernels.Plan", counts: bool) -> "kernels.State":
     batch, layers, numbers = plan.batch, len(plan.layers), plan.weights.dtype
     return kernels.State(
         potentials=np.zeros(batch * plan.units, numbers), traces=np.zeros(batch * plan.units, numbers),
-        counts=np.zeros(batch * plan.units if counts else 0, np.int32),
+        counts=np.zeros(batch * plan.units if counts else 0, numbers),
         spikes=np.empty(2 * batch * plan.spikes, np.int32), pointers=np.zeros(2 * batch * plan.pointers, np.int32),
-        waiting=np.zeros(batch * plan.rows, np.uint8),
+        dense=np.empty(batch * plan.units, numbers), waiting=np.zeros(batch * plan.rows, np.uint8),
         fired=np.zeros(batch * layers, np.int64), sent=np.zeros(batch * layers, np.int64))
 
 
 def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, steps: tuple[int, int],
-            weights: np.ndarray, current: Tensor, products: frozenset[int]) -> None:
+            weights: np.ndarray, current: Tensor, products: frozenset[int], next_products: frozenset[int]) -> None:
     """Advance all layers by ``steps``, first and one after the last; by a single one if there are ``products``.
 
     Args:
         current: into the first layer, ``(frames, batch, *shape)``, of these steps or one frame for all.
-        products: the layers whose currents are products of whole tensors.
+        products: the layers whose currents are products of whole tensors; next_products: in the step after.
     """
+    last = len(ring.shapes) - 1
+    writes = sum(1 << layer - 1 for layer in products if layer) + (0 in next_products) * (1 << last)
     scratch = 2 * max(1, int(np.diff(plan.row_begins, append=0).max(initial=0))) + 1
     starts = sorted({0, *products})
     for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
         dense_product = first in products
         if dense_product:
-            arrived = ring.products[first](_spikes(ring, plan, state, team, first, steps[0]))
+            arrived = ring.products[first](_spikes(ring, plan, state, first))
             own = current[0] + arrived if first == 0 else arrived
         outside = _flat(own[None] if dense_product else current) if dense_product or first == 0 else None
         frames = 0 if outside is None else len(current) if first == 0 else 1
         team.share(lambda samples, first=first, after=after, outside=outside, frames=frames, product=dense_product:
-                   kernels.simulate(plan, state, samples, (first, after), steps, weights, outside, frames, product,
+                   kernels.simulate(plan, state, samples, (first, after), steps, weights, outside, frames, product, writes,
                                     np.empty((scratch, 3), np.int64)))
 
 
@@ -348,20 +366,22 @@ def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
             continue
         source, target = (torch.Size(shape).numel() for shape in (route_.source, route_.target))
         products = route_.multiplications
-        gathered = sent[layer - 1] * products / source * GATHERED
+        size = route_.weight.numel() * route_.weight.element_size()
+        per_value = next(cost for limit, cost in GATHERED if size <= limit)
+        gathered = sent[layer - 1] * products / source * per_value
         if gathered > batch * (products * MULTIPLIED + (source + target) * MOVED):
             chosen.add(layer)
     return frozenset(chosen)
 
 
-def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, target: int, step: int) -> Tensor:
+def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", target: int) -> Tensor:
     """The spikes that arrive at a layer, as a tensor of -1, 0 and 1, ``(batch, *shape of the source)``."""
-    source = int(plan.layers[target, kernels.SOURCE])
-    parity = step & 1 if source < target else 1 - (step & 1)
-    channels, height, width = as_image(ring.shapes[source])
-    spikes = np.zeros((plan.batch, height, width, padded(channels)), plan.weights.dtype)
-    team.share(lambda samples: kernels.unpack(plan, state, source, parity, samples, spikes.reshape(-1)))
-    return _from_units(torch.from_numpy(spikes), ring.shapes[source])
+    source = target - 1 if target else len(ring.shapes) - 1
+    _, height, width = as_image(ring.shapes[source])
+    L = plan.layers[source]
+    begin, size = plan.batch * L[kernels.UNITS], plan.batch * height * width * L[kernels.PADDED]
+    own = torch.from_numpy(state.dense[begin:begin + size]).view(plan.batch, height, width, -1)
+    return _from_units(own, ring.shapes[source])
 
 
 def _flat(current: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from modules.engines.lanes import at_least, at_most, fill, load, lowest, store, subtract_where
+from modules.engines.lanes import at_least, at_most, count, fill, load, load_bits, lowest, store, subtract_where
 
 # No reference counts, which threads would contend for: the loops allocate nothing.
 OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
         layers: ``(layers, COLUMNS)``, int64.
         weights, bias: of all routes; row_begins, row_windows, column_windows: of all routes, see ``Route``.
         pool: factor of a pooling route, per layer.
-        gate: uint8 ``(batch * units)``; where 0, a spike is counted but not sent.
+        gate: uint8, a bit for each unit, ``(batch * units / 8)``; where 0, a spike is counted but not sent.
         keep: ``(batch * units)``, factor on what reaches the first layer by the closing route, or empty.
         upper, lower, quantum, leak: of the neurons; ``lower`` is -inf for neurons that fire one sign only.
         batch: number of samples; units, rows, spikes, pointers: of one sample in the arrays of :class:`State`.
@@ -66,9 +66,10 @@ class State(NamedTuple):
     """What changes from step to step, for all samples.
 
     Attributes:
-        potentials: ``(batch * units)``; traces: weighted sums of spikes; counts: int32 numbers of spikes, or empty
+        potentials: ``(batch * units)``; traces: weighted sums of spikes; counts: numbers of spikes, or empty
             where traces are just that.
         spikes: int32 ``(2, batch * spikes)``, lists of this step and the one before; pointers: int32, likewise.
+        dense: spikes as -1, 0 and 1 of the layers that write them so, ``(batch, units)`` of each layer behind another.
         waiting: uint8 ``(batch * rows of images)``, whether a unit of the row is still beyond a threshold.
         fired, sent: int64 ``(batch * layers)``, numbers of spikes so far, and of those that passed the gate.
     """
@@ -78,6 +79,7 @@ class State(NamedTuple):
     counts: np.ndarray
     spikes: np.ndarray
     pointers: np.ndarray
+    dense: np.ndarray
     waiting: np.ndarray
     fired: np.ndarray
     sent: np.ndarray
@@ -86,8 +88,13 @@ class State(NamedTuple):
 def _updates_of(width):
     """The update of ``width`` channels of one pixel."""
     @njit(forceinline=True, **OPTIONS)
-    def update(plan, state, unit, channel, weights, positive, negative, ranges, bias, masked, current, at):
-        """Integrate, fire and reset; return the bits of the units that fired +1, fired -1, and are still beyond."""
+    def update(plan, state, unit, channel, weights, positive, negative, ranges, bias, masked, current, at, weight,
+               dense):
+        """Integrate, fire, reset and count.
+
+        Returns:
+            Bits of the units that send 1, that send -1, and that are beyond a threshold still; number that fired.
+        """
         spikes = state.spikes
         potential = load(state.potentials, unit, width)
         arriving = fill(plan.upper - plan.upper, width) if masked else potential
@@ -106,15 +113,24 @@ def _updates_of(width):
         if at >= 0:
             arriving = arriving + load(current, at + channel, width)
         up, down = at_least(arriving, plan.upper), at_most(arriving, plan.lower)
-        beyond = np.uint64(0)
+        beyond, gate = np.uint64(0), load_bits(plan.gate, unit, width)
+        if dense >= 0:
+            one = weight / weight
+            sent = subtract_where(fill(weight - weight, width), up & gate, -one)
+            store(state.dense, dense + channel, subtract_where(sent, down & gate, one))
         if up | down:
             arriving = subtract_where(arriving, up, plan.quantum)
             arriving = subtract_where(arriving, down, -plan.quantum)
             beyond = at_least(arriving, plan.upper) | at_most(arriving, plan.lower)
+            trace = subtract_where(load(state.traces, unit, width), up, -weight)
+            store(state.traces, unit, subtract_where(trace, down, weight))
+            if state.counts.size:
+                spikes_before = load(state.counts, unit, width)
+                store(state.counts, unit, subtract_where(spikes_before, up | down, -(weight / weight)))
         if plan.leak != 1:
             arriving = arriving * fill(plan.leak, width)
         store(state.potentials, unit, arriving)
-        return up, down, beyond
+        return up & gate, down & gate, beyond, count(up | down)
 
     return update
 
@@ -123,29 +139,18 @@ update64, update32, update16 = _updates_of(64), _updates_of(32), _updates_of(16)
 
 
 @njit(forceinline=True, **OPTIONS)
-def send(plan, state, bits, sign, weight, unit, row, channel_step, place):
-    """Count the spikes in ``bits``, of units from ``unit`` on, and send those that pass the gate.
-
-    Returns:
-        Where the next spike of this sign goes, and the number of spikes.
-    """
-    fired = 0
+def send(spikes, bits, row, channel_step, place, step):
+    """Write the numbers of the spikes in ``bits`` to ``place`` and on, forwards or backwards; return the next place."""
     while bits:
-        lane = lowest(bits)
+        spikes[place] = row + lowest(bits) * channel_step
         bits &= bits - np.uint64(1)
-        fired += 1
-        state.traces[unit + lane] += weight
-        if state.counts.size:
-            state.counts[unit + lane] += 1
-        if plan.gate[unit + lane]:
-            state.spikes[place] = row + lane * channel_step
-            place += sign
-    return place, fired
+        place += step
+    return place
 
 
 @njit(forceinline=True, **OPTIONS)
 def pool(plan, state, unit, amount, masked, ranges, first, after):
-    """Add ``amount`` to the channel of each spike of the ranges from ``first`` on: in a pooling, spikes are channels."""
+    """Add ``amount`` to the channel that each spike of the ranges ``first`` to ``after`` is the number of."""
     for r in range(first, after):
         for e in range(ranges[r, 0], ranges[r, 1]):
             target = unit + state.spikes[e]
@@ -153,11 +158,11 @@ def pool(plan, state, unit, amount, masked, ranges, first, after):
 
 
 @njit(**OPTIONS)
-def step_layer(plan, state, layer, source, sample, parity, weight, current, frame, ranges):
+def step_layer(plan, state, layer, source, writes, sample, parity, weight, current, frame, ranges):
     """One step of one layer of one sample.
 
     Args:
-        source: layer whose spikes it takes, or -1 for none.
+        source: layer whose spikes it takes, or -1 for none; writes: spikes go to ``State.dense``, not to lists.
         parity: which half of the lists this step writes.
         weight: of this step's spikes in the traces.
         current: values from outside; frame: where those of this sample begin, or -1 for none.
@@ -169,7 +174,8 @@ def step_layer(plan, state, layer, source, sample, parity, weight, current, fram
     row_capacity = width * L[CHANNELS]
     own_list = (parity * plan.batch + sample) * plan.spikes + L[SPIKES]
     own_pointers = (parity * plan.batch + sample) * plan.pointers + L[POINTERS]
-    always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0
+    dense_begin = plan.batch * L[UNITS] + sample * height * width * padded
+    always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0 or writes
     source_width, source_list, source_pointers, source_capacity = 0, 0, 0, 0
     if source >= 0:
         S = plan.layers[source]
@@ -201,8 +207,8 @@ def step_layer(plan, state, layer, source, sample, parity, weight, current, fram
             state.pointers[pointers + width + 1 + x] = list_end - back
             positive, negative = 0, 0
             if arriving:
-                first, after = plan.column_windows[L[WINDOW_COLUMNS] + x, 0], plan.column_windows[L[WINDOW_COLUMNS] + x, 1]
-                shift = plan.column_windows[L[WINDOW_COLUMNS] + x, 2]
+                window = plan.column_windows[L[WINDOW_COLUMNS] + x]
+                first, after, shift = window[0], window[1], window[2]
                 for w in range(begin, end):
                     row = plan.row_windows[w, 0]
                     p = source_pointers + 2 * line * row
@@ -230,29 +236,29 @@ def step_layer(plan, state, layer, source, sample, parity, weight, current, fram
                 positive, negative = 0, 0
             row = x * L[SPIKE_COLUMN]
             at = frame + (y * width + x) * padded if frame >= 0 else -1
+            dense = dense_begin + (y * width + x) * padded if writes else -1
             c = 0
             while c < padded:
                 if padded - c >= 64:
-                    up, down, beyond = update64(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
-                                                L[BIAS], L[MASKED], current, at)
+                    up, down, beyond, fired = update64(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
+                                                L[BIAS], L[MASKED], current, at, weight, dense)
                     step = 64
                 elif padded - c >= 32:
-                    up, down, beyond = update32(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
-                                                L[BIAS], L[MASKED], current, at)
+                    up, down, beyond, fired = update32(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
+                                                L[BIAS], L[MASKED], current, at, weight, dense)
                     step = 32
                 else:
-                    up, down, beyond = update16(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
-                                                L[BIAS], L[MASKED], current, at)
+                    up, down, beyond, fired = update16(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
+                                                L[BIAS], L[MASKED], current, at, weight, dense)
                     step = 16
                 still |= beyond
-                if up:
-                    front, fired = send(plan, state, up, 1, weight, unit + c, row + c * L[SPIKE_CHANNEL],
-                                        L[SPIKE_CHANNEL], front)
-                    fired_total += fired
-                if down:
-                    back, fired = send(plan, state, down, -1, -weight, unit + c, row + c * L[SPIKE_CHANNEL],
-                                       L[SPIKE_CHANNEL], back)
-                    fired_total += fired
+                fired_total += fired
+                if dense >= 0:
+                    front += count(up)
+                    back -= count(down)
+                else:
+                    front = send(state.spikes, up, row + c * L[SPIKE_CHANNEL], L[SPIKE_CHANNEL], front, 1)
+                    back = send(state.spikes, down, row + c * L[SPIKE_CHANNEL], L[SPIKE_CHANNEL], back, -1)
                 c += step
         state.pointers[pointers + width] = front - list_begin
         state.pointers[pointers + 2 * width + 1] = list_end - back
@@ -263,7 +269,7 @@ def step_layer(plan, state, layer, source, sample, parity, weight, current, fram
 
 
 @njit(**OPTIONS)
-def simulate(plan, state, samples, layers, steps, weights, current, frames, product, ranges):
+def simulate(plan, state, samples, layers, steps, weights, current, frames, product, writes, ranges):
     """Advance some layers of some samples by some steps.
 
     Args:
@@ -272,6 +278,7 @@ def simulate(plan, state, samples, layers, steps, weights, current, frames, prod
         current: from outside into the first of ``layers``, ``(frames, batch, its units)``, flat; one frame serves all
             steps.
         product: ``current`` is a dense product, all that the first of ``layers`` receives besides its bias.
+        writes: bit ``l`` says that layer ``l`` writes its spikes to ``State.dense``.
         ranges: scratch, see :func:`step_layer`.
     """
     first = layers[0]
@@ -283,28 +290,5 @@ def simulate(plan, state, samples, layers, steps, weights, current, frames, prod
                 if layer == first and frames:
                     frame = ((step - steps[0] if frames > 1 else 0) * plan.batch + sample) * size
                     source = -1 if product else source
-                step_layer(plan, state, layer, source, sample, step & 1, weights[step], current, frame, ranges)
-
-
-@njit(**OPTIONS)
-def unpack(plan, state, layer, parity, samples, dense):
-    """Write the spikes of a layer's lists as -1 and 1 into ``dense``, ``(batch * units of the layer)``, which is 0."""
-    L = plan.layers[layer]
-    per_channel = 1.0 / L[SPIKE_CHANNEL]
-    line, capacity = L[WIDTH] + 1, L[WIDTH] * L[CHANNELS]
-    for sample in range(samples[0], samples[1]):
-        lists = (parity * plan.batch + sample) * plan.spikes + L[SPIKES]
-        pointers = (parity * plan.batch + sample) * plan.pointers + L[POINTERS]
-        for y in range(L[HEIGHT]):
-            p = pointers + 2 * line * y
-            if not state.pointers[p + L[WIDTH]] + state.pointers[p + line + L[WIDTH]]:
-                continue
-            begin = lists + y * capacity
-            end = begin + capacity
-            for x in range(L[WIDTH]):
-                unit = ((sample * L[HEIGHT] + y) * L[WIDTH] + x) * L[PADDED]
-                column = x * L[SPIKE_COLUMN] - 0.5  # rounds the quotient to the nearest
-                for e in range(begin + state.pointers[p + x], begin + state.pointers[p + x + 1]):
-                    dense[unit + int((state.spikes[e] - column) * per_channel)] = 1
-                for e in range(end - state.pointers[p + line + x + 1], end - state.pointers[p + line + x]):
-                    dense[unit + int((state.spikes[e] - column) * per_channel)] = -1
+                step_layer(plan, state, layer, source, writes >> layer & 1, sample, step & 1, weights[step], current,
+                           frame, ranges)

@@ -106,7 +106,7 @@ _offer(operator.mul, "fmul")
 def _comparison(relation):
     @intrinsic
     def bits(typing_context, lanes, threshold):
-        """Which lanes stand in the relation to ``threshold``: bit ``j`` of a uint64 for lane ``j``; at most 64 lanes."""
+        """Which of at most 64 lanes stand in the relation to ``threshold``: bit ``j`` of a uint64 for lane ``j``."""
         def generate(context, builder, signature, arguments):
             vector = arguments[0]
             holds = builder.fcmp_ordered(relation, vector, _splat(builder, arguments[1], vector.type))
@@ -132,6 +132,28 @@ def subtract_where(typing_context, lanes, bits, amount):
         return builder.select(chosen, lowered, vector)
 
     return lanes(lanes, types.uint64, lanes.dtype), generate
+
+
+@intrinsic(prefer_literal=True)
+def load_bits(typing_context, bytes_, index, width):
+    """The ``width`` bits from bit ``index`` on, a multiple of 8, of an array of uint8; as a uint64."""
+    def generate(context, builder, signature, arguments):
+        number = ir.IntType(width.literal_value)
+        first = builder.lshr(arguments[1], ir.Constant(ir.IntType(64), 3))
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        pointer = builder.bitcast(builder.gep(data, [first]), number.as_pointer())
+        return builder.zext(builder.load(pointer, align=1), ir.IntType(64))
+
+    return types.uint64(bytes_, types.intp, width), generate
+
+
+@intrinsic
+def count(typing_context, bits):
+    """How many bits are set in ``bits``, a uint64."""
+    def generate(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.intp(types.uint64), generate
 
 
 @intrinsic

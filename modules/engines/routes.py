@@ -82,7 +82,8 @@ class Route:
         per_tap = width * self.source[0] * self.row if self.weight is not None else 0
         for y in range(self.target[1]):
             for source in range(self.source[1]):
-                tap = y + self.padding - source * self.stride if self.spreads else source - y * self.stride + self.padding
+                large, small = (y, source) if self.spreads else (source, y)
+                tap = large + self.padding - small * self.stride
                 if 0 <= tap < height:
                     entries.append((source, tap * per_tap))
             begins.append(len(entries))

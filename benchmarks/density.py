@@ -1,0 +1,126 @@
+"""How the time of a simulation grows with the density of spikes: event-driven against dense.
+
+    python -m benchmarks.density [--output benchmarks/density]
+
+Writes OUTPUT.md and OUTPUT.png. *One layer*: the 3x3 convolution 96 -> 256 of AlexNet-F, forward, driven by spikes that are
+drawn at random. *Whole network*: a forward and a backward simulation of AlexNet-F at its 30 and 250 steps, its weights
+multiplied by a gain and driven by a gradient of a size such that more and more units spike.
+"""
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed import describe
+from models import AlexNetF
+from modules import FeedbackSNN, engines, synapses
+from modules.circuit import Circuit
+from modules.engines import event
+
+DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5)
+GAINS = ((1, 0.01), (1, 0.1), (1.2, 0.3), (1.5, 0.5), (2, 1), (3, 2), (6, 5))  # of the weights; size of the gradient
+BATCH = 16
+
+
+@dataclass
+class Row:
+    """One line of a table: density of spikes, seconds per engine, share of the event engine's time that is memory."""
+
+    density: float
+    dense: float
+    event: float
+
+    @property
+    def ratio(self) -> float:
+        return self.dense / self.event
+
+
+def fixed(network: FeedbackSNN, x: Tensor) -> Circuit:
+    """The circuit of one call, with plain tensors."""
+    circuit = network._circuit(x)
+    return circuit.bind(tuple(None if t is None else t.detach() for t in circuit.tensors))
+
+
+def fastest(simulate: Callable[[], object], repeats: int = 3) -> float:
+    """Least seconds of some calls."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        simulate()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def one_layer(density: float) -> Row:
+    """A layer that spikes at random, whatever came before, into a convolution; the cost of that layer is taken off."""
+    seconds = {}
+    frames = (torch.rand(30, BATCH, 96, 16, 16) < density) * 2.0  # a spike takes just what made it fire
+    for layers in ([synapses.Conv2d(96, 256, 3)], []):
+        network = FeedbackSNN(input=synapses.AvgPool2d(1), layers=layers, time_step=30, event_input=True)
+        circuit = fixed(network, frames[0])
+        for name, engine in engines.ENGINES.items():
+            own = fastest(lambda: engine.simulate_forward(circuit, frames))
+            seconds[name] = seconds[name] - own if name in seconds else own
+    return Row(density, seconds["dense"], seconds["event"])
+
+
+def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
+    """The forward and the backward simulation."""
+    torch.manual_seed(0)
+    network = AlexNetF(time_step_back=250).eval().network
+    with torch.no_grad():
+        for synapse in (network.input, *network.layers):
+            synapse.stored_weight.mul_(gain)
+    x = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    circuit = fixed(network, x)
+    forward = event.simulate_forward(circuit, x)
+    masks = [torch.ones_like(count, dtype=torch.bool) for count in forward.counts]
+    gradient = (gradient_size * torch.randn_like(forward.rates[-1])).contiguous(memory_format=torch.channels_last)
+    fired = event.simulate_backward(circuit, gradient, masks).fired
+    units = sum(count.numel() for count in forward.counts)
+    forward_density = sum(count.sum().item() for count in forward.counts) / units / circuit.time_step
+    seconds = {name: (fastest(lambda: engine.simulate_forward(circuit, x), 2),
+                      fastest(lambda: engine.simulate_backward(circuit, gradient, masks), 1))
+               for name, engine in engines.ENGINES.items() if name in ("dense", "event")}
+    return (Row(forward_density, seconds["dense"][0], seconds["event"][0]),
+            Row(fired.sum().item() / units / circuit.time_step_back, seconds["dense"][1], seconds["event"][1]))
+
+
+def table(title: str, rows: list[Row]) -> str:
+    """Rows as Markdown."""
+    lines = [f"**{title}**", "", "| spikes per unit and step | dense, s | event, s | ratio |", "|---|---|---|---|"]
+    lines += [f"| {100 * row.density:.2f}% | {row.dense:.3f} | {row.event:.3f} | {row.ratio:.2f} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def plot(tables: dict[str, list[Row]], path: Path) -> None:
+    """Seconds over density, both engines."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(1, len(tables)), tables.items()):
+        rows = sorted(rows, key=lambda row: row.density)
+        for name in ("dense", "event"):
+            axes.loglog([100 * row.density for row in rows], [getattr(row, name) for row in rows], "o-", label=name)
+        axes.set(title=title, xlabel="spikes per unit and step (%)", ylabel="seconds")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""))
+    options = parser.parse_args()
+    pairs = [whole_network(*setting) for setting in GAINS]
+    tables = {"One layer, 30 steps": [one_layer(density) for density in DENSITIES],
+              "Whole network, forward, 30 steps": [pair[0] for pair in pairs],
+              "Whole network, backward, 250 steps": [pair[1] for pair in pairs]}
+    text = "\n".join([f"Batch {BATCH}; {describe(torch.device('cpu'))}; `python -m benchmarks.density`.\n",
+                      *(table(title, rows) for title, rows in tables.items())])
+    print(text)
+    options.output.with_suffix(".md").write_text(text)
+    plot(tables, options.output.with_suffix(".png"))
