@@ -2,8 +2,8 @@
 
     python -m benchmarks.density [--output benchmarks/density]
 
-Writes OUTPUT.md and OUTPUT.png. *One layer*: the 3x3 convolution 96 -> 256 of AlexNet-F, forward, driven by spikes that are
-drawn at random. *Whole network*: a forward and a backward simulation of AlexNet-F at its 30 and 250 steps, its weights
+Writes OUTPUT.md and OUTPUT.png. *One layer*: the 3x3 convolution 96 -> 256 of AlexNet-F, forward, driven by spikes that
+are drawn at random. *Whole network*: a forward and a backward simulation of AlexNet-F at its 30 and 250 steps, its weights
 multiplied by a gain and driven by a gradient of a size such that more and more units spike.
 """
 import argparse
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from benchmarks.speed import describe
 from models import AlexNetF
-from modules import FeedbackSNN, engines, synapses
+from modules import FeedbackSNN, synapses
 from modules.circuit import Circuit
-from modules.engines import event
+from modules.engines import dense, event
 
+ENGINES = {"dense": dense, "event": event}
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5)
 GAINS = ((1, 0.01), (1, 0.1), (1.2, 0.3), (1.5, 0.5), (2, 1), (3, 2), (6, 5))  # of the weights; size of the gradient
 BATCH = 16
@@ -28,7 +29,7 @@ BATCH = 16
 
 @dataclass
 class Row:
-    """One line of a table: density of spikes, seconds per engine, share of the event engine's time that is memory."""
+    """One line of a table: spikes per unit and step, and seconds of each engine."""
 
     density: float
     dense: float
@@ -45,12 +46,12 @@ def fixed(network: FeedbackSNN, x: Tensor) -> Circuit:
     return circuit.bind(tuple(None if t is None else t.detach() for t in circuit.tensors))
 
 
-def fastest(simulate: Callable[[], object], repeats: int = 3) -> float:
+def fastest(simulate: Callable[..., object], *arguments: object, repeats: int = 3) -> float:
     """Least seconds of some calls."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        simulate()
+        simulate(*arguments)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -62,8 +63,8 @@ def one_layer(density: float) -> Row:
     for layers in ([synapses.Conv2d(96, 256, 3)], []):
         network = FeedbackSNN(input=synapses.AvgPool2d(1), layers=layers, time_step=30, event_input=True)
         circuit = fixed(network, frames[0])
-        for name, engine in engines.ENGINES.items():
-            own = fastest(lambda: engine.simulate_forward(circuit, frames))
+        for name, engine in ENGINES.items():
+            own = fastest(engine.simulate_forward, circuit, frames)
             seconds[name] = seconds[name] - own if name in seconds else own
     return Row(density, seconds["dense"], seconds["event"])
 
@@ -83,9 +84,9 @@ def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
     fired = event.simulate_backward(circuit, gradient, masks).fired
     units = sum(count.numel() for count in forward.counts)
     forward_density = sum(count.sum().item() for count in forward.counts) / units / circuit.time_step
-    seconds = {name: (fastest(lambda: engine.simulate_forward(circuit, x), 2),
-                      fastest(lambda: engine.simulate_backward(circuit, gradient, masks), 1))
-               for name, engine in engines.ENGINES.items() if name in ("dense", "event")}
+    seconds = {name: (fastest(engine.simulate_forward, circuit, x, repeats=2),
+                      fastest(engine.simulate_backward, circuit, gradient, masks, repeats=1))
+               for name, engine in ENGINES.items()}
     return (Row(forward_density, seconds["dense"][0], seconds["event"][0]),
             Row(fired.sum().item() / units / circuit.time_step_back, seconds["dense"][1], seconds["event"][1]))
 

@@ -85,6 +85,11 @@ def _obey_parent() -> None:
     os._exit(0)
 
 
+def _cores() -> int:
+    """Number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
                  transform: Callable[[Any], Any]) -> tuple[DataLoader, DataLoader]:
     """Loaders of training batches in random order, and of test batches in order; the last batch may be smaller.
@@ -99,7 +104,8 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
         test = Subset(test, range(min(args.test_limit, len(test))))
     order = EpochOrder(len(train), args.manualSeed)
     # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.
-    shared = {"num_workers": args.workers, "persistent_workers": args.workers > 0, "pin_memory": args.pin_memory,
+    workers = min(args.workers, _cores())  # more would only take turns, and PyTorch warns of them
+    shared = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": args.pin_memory,
               "worker_init_fn": leave_signals_to_parent}
     return (DataLoader(Augmented(train, transform, args.manualSeed), args.train_batch, sampler=order,
                        generator=torch.Generator(), **shared),

@@ -1,9 +1,10 @@
 """A feedback spiking network with a linear readout of its firing rates."""
 import math
 
+import torch
 from torch import Tensor, nn
 
-from modules import FeedbackSNN, SpikeStatistics
+from modules import FeedbackSNN, SpikeStatistics, engines
 from modules.synapses import Shape
 
 
@@ -29,6 +30,10 @@ class SpikingClassifier(nn.Module):
     def num_neurons(self) -> int:
         """Number of forward neurons, pooling layers included."""
         return sum(map(math.prod, self.network.layer_shapes(self.input_shape)))
+
+    def engine_on(self, device: torch.device) -> str:
+        """Name of the engine that simulates on ``device``."""
+        return engines.resolve(self.network.engine, device)
 
     @staticmethod
     def new_statistics() -> SpikeStatistics:

@@ -160,7 +160,7 @@ def summary(run: Run) -> str:
     lines = [
         f"network    {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{model.num_neurons:,} neurons, {model.num_classes} classes",
-        f"device     {device_name(run.device)}; engine {args.engine}; PyTorch {torch.__version__}",
+        f"device     {device_name(run.device)}; engine {model.engine_on(run.device)}; PyTorch {torch.__version__}",
         f"data       {args.dataset}, {len(run.train_loader.dataset):,} training and {len(run.test_loader.dataset):,} "
         f"test samples; {len(run.train_loader)} iterations of {args.train_batch} samples an epoch",
         f"gradient   scale_factor / batch = {args.scale_factor:g} / {args.train_batch} = {drive:.4g} drives the "

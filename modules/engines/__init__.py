@@ -8,20 +8,25 @@ import torch
 from modules.engines import dense, event
 from modules.engines.interface import BackwardResult, Engine, ForwardResult
 
-__all__ = ["NAMES", "BackwardResult", "Engine", "ForwardResult", "select"]
+__all__ = ["NAMES", "BackwardResult", "Engine", "ForwardResult", "resolve", "select"]
 
 ENGINES: dict[str, Engine] = {"dense": dense, "event": event}
 NAMES = ("auto", *ENGINES)
 
 
-def select(name: str, device: torch.device) -> Engine:
-    """The engine called ``name``; ``auto`` picks the fastest one for ``device``.
+def resolve(name: str, device: torch.device) -> str:
+    """The name of the engine that ``name`` stands for: ``auto`` is the fastest one for ``device``.
 
     Raises:
         ValueError: there is no engine of that name.
     """
     if name not in NAMES:
         raise ValueError(f"there is no engine '{name}'; choose one of {', '.join(NAMES)}")
-    if name == "auto":
-        name = "event" if device.type == "cpu" and event.available() else "dense"
-    return ENGINES[name]
+    if name != "auto":
+        return name
+    return "event" if device.type == "cpu" and event.available() else "dense"
+
+
+def select(name: str, device: torch.device) -> Engine:
+    """The engine called ``name`` on ``device``; raises as :func:`resolve` does."""
+    return ENGINES[resolve(name, device)]

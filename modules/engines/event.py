@@ -349,9 +349,9 @@ def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team
             own = current[0] + arrived if first == 0 else arrived
         outside = _flat(own[None] if dense_product else current) if dense_product or first == 0 else None
         frames = 0 if outside is None else len(current) if first == 0 else 1
-        team.share(lambda samples, first=first, after=after, outside=outside, frames=frames, product=dense_product:
-                   kernels.simulate(plan, state, samples, (first, after), steps, weights, outside, frames, product, writes,
-                                    np.empty((scratch, 3), np.int64)))
+        what = (first, after), steps, weights, outside, frames, dense_product, writes
+        team.share(lambda samples, what=what:
+                   kernels.simulate(plan, state, samples, *what, np.empty((scratch, 3), np.int64)))
 
 
 def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
