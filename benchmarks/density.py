@@ -3,8 +3,8 @@
     python -m benchmarks.density [--output benchmarks/density]
 
 Writes OUTPUT.md and OUTPUT.png. *One layer*: the 3x3 convolution 96 -> 256 of AlexNet-F, forward, driven by spikes that
-are drawn at random. *Whole network*: a forward and a backward simulation of AlexNet-F at its 30 and 250 steps, its weights
-multiplied by a gain and driven by a gradient of a size such that more and more units spike.
+are drawn at random. *Whole network*: a forward and a backward simulation of AlexNet-F at its 30 and 250 steps, its
+weights multiplied by a gain and driven by a gradient of a size such that more and more units spike.
 """
 import argparse
 import time

@@ -33,6 +33,7 @@ def experiment(name: str, options: argparse.Namespace) -> argparse.Namespace:
     script = SCRIPTS[name]
     args = argparse.Namespace(vth=1.0, vth_back=0.5, u_rest=None, u_rest_back=None, leaky=1.0, engine="dense",
                               workers=0, manualSeed=options.seed, test_limit=None, pin_memory=False, path=options.path,
+                              rank=0, ranks=1,
                               **{**script.DEFAULTS, **script.DATASET_DEFAULTS[script.DEFAULTS["dataset"]]})
     args.drive = args.scale_factor / args.train_batch
     args.train_batch = args.test_batch = options.batch

@@ -21,48 +21,68 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class EpochOrder(Sampler[tuple[int, int]]):
-    """Random order of the samples of an epoch; yields pairs (epoch, index of the sample).
+Place = tuple[int, int, bool]  # epoch, index of a sample, and whether the sample counts
+
+
+class Batches(Sampler[list[Place]]):
+    """The batches of an epoch, or of each the share of one of several processes.
+
+    Shares of a batch differ by at most one sample. A share that has none gets a sample that does not count, as every
+    process takes part in every iteration.
 
     Args:
-        size: number of samples; seed: of the run.
+        size: number of samples; batch: how many make up a batch, over all processes; the last may be smaller.
+        seed: of the run, for a random order; None for the order of the data.
+        rank, ranks: number of this process, and of processes.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch, self.skip = size, seed, 0, 0
+    def __init__(self, size: int, batch: int, *, seed: int | None, rank: int = 0, ranks: int = 1) -> None:
+        self.size, self.batch, self.seed, self.rank, self.ranks = size, batch, seed, rank, ranks
+        self.epoch = self.skip = 0
 
     def start(self, epoch: int, skip: int = 0) -> None:
         """Make the next iteration that of ``epoch``, without its first ``skip`` samples."""
         self.epoch, self.skip = epoch, skip
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator)[self.skip:].tolist()
-        return iter([(self.epoch, index) for index in order])
+    def __iter__(self) -> Iterator[list[Place]]:
+        order = self._order()
+        for begin in range(self.skip, self.size, self.batch):
+            whole = order[begin:begin + self.batch]
+            own = whole[len(whole) * self.rank // self.ranks:len(whole) * (self.rank + 1) // self.ranks]
+            yield [(self.epoch, index, True) for index in own] or [(self.epoch, whole[0], False)]
 
     def __len__(self) -> int:
-        return self.size
+        return -(-self.size // self.batch)
+
+    def _order(self) -> list[int]:
+        if self.seed is None:
+            return list(range(self.size))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        return torch.randperm(self.size, generator=generator).tolist()
 
 
-class Augmented(Dataset):
-    """A dataset whose inputs pass through a random transform; indexed by (epoch, index) as :class:`EpochOrder` yields.
+class Keyed(Dataset):
+    """A dataset indexed by the places that :class:`Batches` yields, whose inputs may pass through a random transform.
 
-    Items are input, label and key, a number in [0, 2^63) from which all else that is random about the sample follows.
+    Items are input, label and key, a number in [0, 2^63) from which all that is random about the sample follows, or
+    -1 for a sample that does not count.
 
     Args:
         dataset: pairs of input and label; seed: of the run.
-        transform: draws its randomness from PyTorch's global generator, as torchvision's transforms do.
+        transform: draws its randomness from PyTorch's global generator, as torchvision's transforms do; or None.
     """
 
-    def __init__(self, dataset: Dataset, transform: Callable[[Any], Any], seed: int) -> None:
+    def __init__(self, dataset: Dataset, transform: Callable[[Any], Any] | None, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, Any, int]:
-        epoch, index = place
+    def __getitem__(self, place: Place) -> tuple[Any, Any, int]:
+        epoch, index, counts = place
         image, label = self.dataset[index]
-        key = derive_seed(self.seed, epoch, index)
+        key = derive_seed(self.seed, epoch, index) if counts else -1
+        if self.transform is None:
+            return image, label, key
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key)
+            torch.default_generator.manual_seed(max(key, 0))
             return self.transform(image), label, key
 
     def __len__(self) -> int:
@@ -97,16 +117,20 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
     Args:
         train, test: pairs of input and label.
         args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``manualSeed``, ``test_limit``
-            (use the first so many test samples, or None for all) and ``pin_memory`` (where a GPU can fetch it).
+            (use the first so many test samples, or None for all), ``pin_memory`` (where a GPU can fetch it), and
+            ``rank`` and ``ranks``, number of this process and of processes, which share every batch.
         transform: from a training input to the network's, random or not, see :class:`Augmented`.
     """
     if args.test_limit is not None:
         test = Subset(test, range(min(args.test_limit, len(test))))
-    order = EpochOrder(len(train), args.manualSeed)
     # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.
     workers = min(args.workers, _cores())  # more would only take turns, and PyTorch warns of them
     shared = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": args.pin_memory,
               "worker_init_fn": leave_signals_to_parent}
-    return (DataLoader(Augmented(train, transform, args.manualSeed), args.train_batch, sampler=order,
+    place = {"rank": args.rank, "ranks": args.ranks}
+    train_batches = Batches(len(train), args.train_batch, seed=args.manualSeed, **place)
+    test_batches = Batches(len(test), args.test_batch, seed=None, **place)
+    return (DataLoader(Keyed(train, transform, args.manualSeed), batch_sampler=train_batches,
                        generator=torch.Generator(), **shared),
-            DataLoader(test, args.test_batch, generator=torch.Generator(), **shared))
+            DataLoader(Keyed(test, None, args.manualSeed), batch_sampler=test_batches, generator=torch.Generator(),
+                       **shared))

@@ -32,8 +32,17 @@ def test_meters_weigh_batches_by_their_size() -> None:
     """Loss, accuracies and rates over 4 + 2 samples; the mean rate counts neurons, not layers."""
     meters = Meters()
     logits = torch.eye(6) - 0.01 * torch.arange(6)
-    meters.update(torch.tensor(1.0), logits[:4], torch.tensor([0, 1, 2, 0]), statistics([0.2, 0.4], [0.1, 0.0]))
-    meters.update(torch.tensor(4.0), logits[:2], torch.tensor([1, 1]), statistics([0.5, 0.1], [0.4, 0.3]))
+    two = [Meters(), Meters()]  # as of two processes
+    batches = ((torch.ones(4), torch.tensor([0, 1, 2, 0]), statistics([0.2, 0.4], [0.1, 0.0])),
+               (torch.full((2,), 4.0), torch.tensor([1, 1]), statistics([0.5, 0.1], [0.4, 0.3])))
+    for (losses, targets, own), other in zip(batches, two):
+        for each in (meters, other):
+            each.update(losses, logits[:len(losses)], targets, own, torch.ones(len(losses), dtype=torch.bool))
+    two[1].update(torch.tensor([float("nan")]), logits[:1], torch.tensor([0]), batches[0][2], torch.tensor([False]))
+    states = [Meters().state_dict(), *(each.state_dict() for each in two)]
+    assert Meters.total(states).state_dict()["sums"].keys() == meters.sums.keys()
+    for name, total in Meters.total(states).sums.items():
+        torch.testing.assert_close(total, meters.sums[name])
     found = meters.results()
     assert found["loss"] == pytest.approx(2.0) and found["top1"] == pytest.approx(400 / 6)
     assert found["top5"] == pytest.approx(100.0)
@@ -45,7 +54,8 @@ def test_meters_weigh_batches_by_their_size() -> None:
 def test_first_loss_that_is_not_finite() -> None:
     meters = Meters()
     for loss in (1.0, float("nan"), 2.0, float("inf")):
-        meters.update(torch.tensor(loss), torch.eye(3), torch.arange(3), statistics([0.1, 0.1]))
+        losses = torch.tensor([1.0, loss, 1.0])
+        meters.update(losses, torch.eye(3), torch.arange(3), statistics([0.1, 0.1]), torch.ones(3, dtype=torch.bool))
     assert meters.first_bad() == 2
 
 

@@ -6,17 +6,18 @@ import torch
 from torch.utils.data import TensorDataset
 
 from data import images
-from data.sampling import EpochOrder, derive_seed, make_loaders
+from data.sampling import Batches, derive_seed, make_loaders
 
 
-def epoch(workers: int = 0, *, batch: int = 4, number: int = 2, seed: int = 5, skip: int = 0) -> list[tuple]:
+def epoch(workers: int = 0, *, batch: int = 4, number: int = 2, seed: int = 5, skip: int = 0, rank: int = 0,
+          ranks: int = 1) -> list[tuple]:
     """All samples of an epoch with a random augmentation: (index, augmented value, key)."""
     data = TensorDataset(torch.arange(10.0), torch.arange(10))
     args = argparse.Namespace(train_batch=batch, test_batch=3, workers=workers, manualSeed=seed, test_limit=7,
-                              pin_memory=False)
+                              pin_memory=False, rank=rank, ranks=ranks)
     train, test = make_loaders(data, data, args, transform=lambda x: x + torch.rand(()))
-    assert sum(len(x) for x, _ in test) == 7
-    train.sampler.start(number, skip)
+    assert ranks > 1 or sum(len(keys) for _, _, keys in test) == 7
+    train.batch_sampler.start(number, skip)
     return [sample for values, labels, keys in train
             for sample in zip(labels.tolist(), values.tolist(), keys.tolist())]
 
@@ -51,9 +52,23 @@ def test_derived_seeds() -> None:
 
 
 def test_order_is_a_permutation() -> None:
-    order = EpochOrder(7, seed=1)
-    order.start(4)
-    assert sorted(order) == [(4, index) for index in range(7)] and len(order) == 7
+    batches = Batches(7, 3, seed=1)
+    batches.start(4)
+    assert sorted(sum(batches, [])) == [(4, index, True) for index in range(7)] and len(batches) == 3
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_shares_of_several_processes(ranks: int) -> None:
+    """Together they are the batches of one process, in order; sizes differ by one at most; an empty share is filled."""
+    whole = list(Batches(11, 4, seed=1))
+    shares = [list(Batches(11, 4, seed=1, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    for number, batch in enumerate(whole):
+        own = [[place for place in share[number] if place[2]] for share in shares]
+        assert sum(own, []) == batch
+        assert max(map(len, own)) - min(map(len, own)) <= 1
+        assert all(share[number] for share in shares)
+    samples = [sample for rank in range(ranks) for sample in epoch(rank=rank, ranks=ranks) if sample[2] >= 0]
+    assert sorted(samples) == sorted(epoch())  # augmented alike, with the same keys
 
 
 def test_digits() -> None:

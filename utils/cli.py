@@ -5,11 +5,14 @@ the arguments stored in the checkpoint of ``--resume``, the flags on the command
 """
 import argparse
 import math
+import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from utils import distributed
 
 SCRIPT_NAME = Path(sys.argv[0]).stem
 
@@ -65,6 +68,8 @@ def build_parser(manual: str, *, datasets: tuple[str, ...], engines: tuple[str, 
     add(optimisation, "--max-iters", type=int, metavar="N", help="stop after N iterations in all, evaluate, save")
     add(optimisation, "--train-batch", type=int, help="images in a training batch")
     add(optimisation, "--test-batch", type=int, help="images in a test batch")
+    add(optimisation, "--accumulate", type=int, default=1, metavar="K",
+        help="take a batch in K parts, for networks that do not fit: less memory, the same gradients")
     add(optimisation, "--optimizer", choices=("SGD", "Adam"), default="SGD", help="optimisation method")
     add(optimisation, "--lr", "--learning-rate", type=float, help="learning rate")
     add(optimisation, "--warmup", type=int, help="iterations over which the learning rate grows linearly")
@@ -84,7 +89,7 @@ def build_parser(manual: str, *, datasets: tuple[str, ...], engines: tuple[str, 
     add(run, "--save-every", type=int, metavar="N", help="write a checkpoint every N iterations too")
     add(run, "-e", "--evaluate", action="store_true", help="only evaluate the checkpoint of --resume")
     add(run, "--manualSeed", type=int, help="random seed; drawn and printed unless given")
-    add(run, "--gpu-id", default="0", help="number of the GPU; -1 for the CPU")
+    add(run, "--gpu-id", default="0", help="number of the GPU; several, 0,1, start a process for each; -1 for the CPU")
     add(run, "--deterministic", action="store_true", help="same bits in every run on a GPU too, at some cost")
     add(run, "--dry-run", action="store_true", help="print the configuration, check data and device, exit")
     return parser
@@ -158,7 +163,7 @@ def validate(args: argparse.Namespace) -> None:
             raise ValueError(sentence)
 
     for name in ("time_step", "time_step_back", "train_batch", "test_batch", "epochs", "max_iters", "test_limit",
-                 "save_every", "data_len"):
+                 "save_every", "accumulate", "data_len"):
         value = getattr(args, name, None)
         require(value is None or value >= 1, f"{_flag(name)} must be at least 1, not {value}")
     for name in ("workers", "warmup", "start_epoch"):
@@ -194,13 +199,23 @@ def exit_on_mistake(main: Callable[[], None]) -> None:
         message = str(error).strip()
         if message.startswith("Caught "):  # by a worker of a data loader, which wraps its traceback around it
             message = message.splitlines()[-1].partition(": ")[2]
-        sys.exit(f"{SCRIPT_NAME}: error: {message}")
+        _exit(message)
     except RuntimeError as error:
+        if distributed.lost_another(error):
+            _exit("another process of this job ended, so this one cannot go on: the job's last checkpoint is whole, "
+                  "resume from it (--resume auto)")
         if not str(error).startswith("DataLoader worker"):
             raise
-        sys.exit(f"{SCRIPT_NAME}: error: a process that loads data died ({error}): see to its memory, or use -j 0")
+        _exit(f"a process that loads data died ({error}): see to its memory, or use -j 0")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _exit(message: str) -> NoReturn:
+    """End the process with status 1 and one sentence, which of several processes the first one says."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(1)
+    sys.exit(f"{SCRIPT_NAME}: error: {message}")
 
 
 def _given(parser: argparse.ArgumentParser, argv: list[str] | None) -> frozenset[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from utils import checkpoint, cli, provenance, published, signals, training
+from utils import checkpoint, cli, distributed, provenance, published, signals, training
 from utils.files import open_folder
 from utils.logs import describe, read_log, say
 from utils.meters import Meters
@@ -38,12 +38,16 @@ def _run(manual: str, defaults: Mapping[str, Any], dataset_defaults: Mapping[str
     load = cache(checkpoint.load)  # once for its arguments, once for its state
     args = cli.parse(manual, defaults=defaults, dataset_defaults=dataset_defaults, engines=engines,
                      find_checkpoint=checkpoint.newest_good, stored_arguments=lambda path: stored_arguments(load(path)))
-    device = choose_device(args)
+    distributed.start_processes(args)
+    world = distributed.join()
+    args = world.leaders(args)  # so that a seed that was drawn, or a checkpoint that was found, is the same for all
+    device = choose_device(args, world.size)
     seed_everything(args)
-    args.pin_memory = device.type == "cuda"
-    train_loader, test_loader = build_loaders(args)
+    args.pin_memory, args.rank, args.ranks = device.type == "cuda", world.rank, world.size
+    with world.leader_first():
+        train_loader, test_loader = build_loaders(args)
     model = build_model(args).to(device)
-    run = Run(args, device, model, make_optimizer(model, args), train_loader, test_loader)
+    run = Run(args, device, model, make_optimizer(model, args), train_loader, test_loader, world=world)
     if args.resume:
         resume(run, load(args.resume))
         load.cache_clear()
@@ -55,9 +59,11 @@ def _run(manual: str, defaults: Mapping[str, Any], dataset_defaults: Mapping[str
     elif args.evaluate:
         say(f"test: {describe(training.evaluate(run))}")
     else:
-        open_folder(run.folder, fresh=not args.resume)
-        provenance.record(run.folder, args, device_name(device))
+        if world.leads:
+            open_folder(run.folder, fresh=not args.resume)
+            provenance.record(run.folder, args, device_name(device))
         training.fit(run)
+    distributed.leave()
 
 
 def stored_arguments(stored: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -66,8 +72,10 @@ def stored_arguments(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     return arguments if isinstance(arguments, dict) else {}
 
 
-def choose_device(args: argparse.Namespace) -> torch.device:
+def choose_device(args: argparse.Namespace, processes: int = 1) -> torch.device:
     """The device of ``--gpu-id``; the CPU, with a word, when there is no GPU.
+
+    Of several processes on a machine, each takes the GPU of its number, in the list of ``--gpu-id`` if that is one.
 
     Raises:
         ValueError: there is no GPU of that number.
@@ -79,13 +87,18 @@ def choose_device(args: argparse.Namespace) -> torch.device:
         if args.gpu_id != "-1":
             say("no GPU is available: running on the CPU")
         return torch.device("cpu")
-    count = torch.cuda.device_count()
+    count, local = torch.cuda.device_count(), distributed.local_rank()
+    if processes > 1 and len(numbers) == 1:
+        numbers = [str(number) for number in range(count)]
     for number in numbers:
         if int(number) >= count:
             raise ValueError(f"there is no GPU {number}: this machine has {count}, numbered from 0")
-    if len(numbers) > 1:
-        say(f"running on GPU {numbers[0]} alone: one process uses one GPU")
-    return torch.device("cuda", int(numbers[0]))
+    if local >= len(numbers):
+        raise ValueError(f"process {local} of this machine has no GPU: start at most {len(numbers)} processes on it, "
+                         "or add --gpu-id -1 to run on the CPU")
+    device = torch.device("cuda", int(numbers[local]))
+    torch.cuda.set_device(device)
+    return device
 
 
 def seed_everything(args: argparse.Namespace) -> None:
@@ -135,9 +148,10 @@ def _restore(run: Run, stored: Mapping[str, Any]) -> None:
     # Where the batch size has changed, the running epoch goes on at the same sample.
     batch = int(stored.get("batch", 0)) * int(arguments.get("train_batch", args.train_batch)) // args.train_batch
     iteration = int(stored.get("iteration", epoch * batches))
+    meters = stored.get("meters") if run.world.leads else None  # sums over all processes
     run.state = RunState(epoch=epoch, batch=min(batch, batches), iteration=iteration,
                          evaluated=bool(stored.get("evaluated", True)), best_accuracy=float(stored.get("best_acc", -1)),
-                         meters=Meters(stored.get("meters"), run.device), history=[list(row) for row in history],
+                         meters=Meters(meters, run.device), history=[list(row) for row in history],
                          warned=list(stored.get("warned", [])))
     if args.start_epoch is not None:
         run.state = RunState(epoch=args.start_epoch, iteration=args.start_epoch * batches,
@@ -156,11 +170,12 @@ def summary(run: Run) -> str:
     """What is about to run, in a few lines; the same text for the same arguments."""
     args, model, state = run.args, run.model, run.state
     drive = args.scale_factor / args.train_batch
-    hidden = ("changes", "usual_drive", "pin_memory")
+    hidden = ("changes", "usual_drive", "pin_memory", "rank", "ranks")
     lines = [
         f"network    {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{model.num_neurons:,} neurons, {model.num_classes} classes",
-        f"device     {device_name(run.device)}; engine {model.engine_on(run.device)}; PyTorch {torch.__version__}",
+        f"device     {f'{run.world.size} processes, each on ' if run.world.size > 1 else ''}"
+        f"{device_name(run.device)}; engine {model.engine_on(run.device)}; PyTorch {torch.__version__}",
         f"data       {args.dataset}, {len(run.train_loader.dataset):,} training and {len(run.test_loader.dataset):,} "
         f"test samples; {len(run.train_loader)} iterations of {args.train_batch} samples an epoch",
         f"gradient   scale_factor / batch = {args.scale_factor:g} / {args.train_batch} = {drive:.4g} drives the "

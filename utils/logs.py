@@ -78,7 +78,7 @@ class Progress:
 
     def __init__(self, batches: Iterable[Any], *, label: str, total: int, done: int = 0, quiet: bool = False) -> None:
         self.label, self.total, self.done, self.quiet = label, total, done, quiet
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty() and sys.stdout.isatty()
         self.bar = tqdm(batches, desc=label, total=total, initial=done, disable=not self.terminal, leave=False,
                         dynamic_ncols=True)
         self.reported = time.monotonic()

@@ -1,4 +1,5 @@
 """Sums over the samples of an epoch, kept on the device so that a training step never waits for it."""
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,22 +21,32 @@ class Meters:
         self.batches: int = state["batches"] if state else 0
         self._first_bad: Tensor | None = None
 
+    @classmethod
+    def total(cls, states: Sequence[dict[str, Any]]) -> "Meters":
+        """The sum of some meters, given as their :meth:`state_dict`; those without an update count nothing."""
+        used = [state for state in states if state["sums"]]
+        meters = cls(used[0] if used else None)
+        for state in used[1:]:
+            meters.sums = {name: total + state["sums"][name] for name, total in meters.sums.items()}
+        return meters
+
     @torch.no_grad()
-    def update(self, loss: Tensor, logits: Tensor, targets: Tensor, statistics: Any) -> None:
+    def update(self, losses: Tensor, logits: Tensor, targets: Tensor, statistics: Any, counts: Tensor) -> None:
         """Add one batch.
 
         Args:
-            loss: mean over the batch; logits: ``(batch, classes)``; targets: ``(batch,)``.
+            losses: of each sample, ``(batch,)``; logits: ``(batch, classes)``; targets: ``(batch,)``.
             statistics: firing rates of the pass, as :class:`modules.SpikeStatistics`.
+            counts: bool ``(batch,)``, which samples count: all, or none of them.
         """
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-        values = {"samples": torch.ones_like(loss), "loss": loss, "top1": best[:, 0].double().mean(),
-                  "top5": best.double().sum(1).mean(), "forward": statistics.forward_rates,
-                  "backward": statistics.backward_rates, "saturated": statistics.saturated}
-        for name, value in values.items():
-            if value is not None:
-                total = value.detach().double() * len(targets)
-                self.sums[name] = self.sums[name] + total if name in self.sums else total
+        best = (logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]) & counts[:, None]
+        samples, loss = counts.double().sum(), torch.where(counts, losses, 0).double().sum()
+        totals = {"samples": samples, "loss": loss, "top1": best[:, 0].double().sum(), "top5": best.double().sum()}
+        means = {"forward": statistics.forward_rates, "backward": statistics.backward_rates,
+                 "saturated": statistics.saturated}
+        totals |= {name: mean.detach().double() * samples for name, mean in means.items() if mean is not None}
+        for name, total in totals.items():
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.neurons = statistics.neurons
         self.batches += 1
         bad = torch.where(torch.isfinite(loss), torch.inf, float(self.batches))

@@ -1,15 +1,17 @@
 """The training loop that all scripts share."""
 import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils import checkpoint
+from utils.distributed import World, only_locally
 from utils.files import LAST
 from utils.logs import Progress, describe, say, write_log
 from utils.meters import Meters
@@ -19,6 +21,9 @@ from utils.signals import Signals, Stopped
 # Iterations between looks at whether the loss is finite: each look waits for the device, which on a CPU costs nothing.
 FINITE_INTERVAL = {"cpu": 1, "cuda": 50}
 SATURATED_SHARE = 0.01  # of the output units; from here on the gradient error shows (README, "The gradient's scale")
+
+
+NOT_STORED = ("changes", "rank", "ranks")  # arguments that say where this process stands, not what the run is
 
 
 @dataclass
@@ -50,18 +55,24 @@ class Run:
 
     args: argparse.Namespace
     device: torch.device
-    model: nn.Module
+    model: nn.Module  # the network; its gradients are this process's, see ``World.share``
     optimizer: torch.optim.Optimizer
     train_loader: DataLoader
     test_loader: DataLoader
     state: RunState = field(default_factory=RunState)
     signals: Signals = field(default_factory=Signals)
+    world: World = field(default_factory=World)
     saved: bool = True  # whether the last attempt to write a checkpoint succeeded
 
     @property
     def folder(self) -> Path:
         """Where checkpoints and logs go."""
         return Path(self.args.checkpoint)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples in the coming batch, over all processes: the last one of an epoch may be smaller."""
+        return min(self.args.train_batch, len(self.train_loader.dataset) - self.state.batch * self.args.train_batch)
 
     @property
     def trained(self) -> bool:
@@ -78,10 +89,11 @@ def fit(run: Run) -> None:
         SystemExit: a signal asked the run to stop; its state is saved.
     """
     state = run.state
+    learner = run.world.share(run.model)
     with run.signals:
         try:
             while not (run.trained and state.evaluated):
-                finish_epoch(run, train_one_epoch(run), evaluate(run))
+                finish_epoch(run, train_one_epoch(run, learner), evaluate(run))
         except Stopped as stopped:
             save(run)
             go_on = f"go on with --resume {run.folder / LAST}" if run.saved else "NOT saved, see above"
@@ -117,8 +129,11 @@ def finish_epoch(run: Run, train: dict[str, Any], test: dict[str, Any]) -> None:
     save(run, best=best, rows=rows)
 
 
-def train_one_epoch(run: Run) -> dict[str, Any]:
+def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
     """Train to the end of the running epoch, from wherever in it the run stands, or to ``--max-iters``.
+
+    Args:
+        learner: the network such that a backward pass leaves gradients of the whole batch.
 
     Returns:
         Means over the epoch, see :meth:`utils.meters.Meters.results`.
@@ -126,39 +141,57 @@ def train_one_epoch(run: Run) -> dict[str, Any]:
     Raises:
         Stopped: a signal asked for it; the run stands between two iterations.
     """
-    args, state, model, loader = run.args, run.state, run.model, run.train_loader
+    args, state, loader = run.args, run.state, run.train_loader
     if run.trained or state.batch == len(loader):  # resumed where only the evaluation was missing
-        return state.meters.results()
-    model.train()
-    loader.sampler.start(state.epoch, skip=state.batch * args.train_batch)
+        return run.world.merged(state.meters).results()
+    learner.train()
+    loader.batch_sampler.start(state.epoch, skip=state.batch * args.train_batch)
     progress = Progress(loader, label=f"epoch {state.epoch + 1}/{args.epochs}", total=len(loader), done=state.batch)
     for batch in progress:
-        inputs, targets, keys = (t.to(run.device, non_blocking=True) for t in batch)
         for group in run.optimizer.param_groups:
             group["lr"] = _learning_rate(run) / args.scale_factor
-
-        statistics = model.new_statistics()
-        logits = model(inputs, statistics, keys=keys)
-        loss = F.cross_entropy(logits, targets)
         run.optimizer.zero_grad()
-        (loss * args.scale_factor).backward()
+        for inputs, targets, keys, last in micro_batches(batch, args.accumulate, run.device):
+            statistics = run.model.new_statistics()
+            with only_locally(learner, not last):
+                logits = learner(inputs, statistics, keys=keys)
+                losses = F.cross_entropy(logits, targets, reduction="none")
+                (torch.where(keys >= 0, losses, 0).sum() / run.batch_size * args.scale_factor).backward()
+            state.meters.update(losses, logits, targets, statistics, counts=keys >= 0)
         run.optimizer.step()
 
         state.batch += 1
         state.iteration += 1
         state.evaluated = False
-        state.meters.update(loss, logits, targets, statistics)
         if state.iteration % FINITE_INTERVAL[run.device.type] == 0:
             require_finite(run)
         if progress.due:
             progress.report(state.meters.results())
         if run.trained:
             break
-        if run.signals.save_wanted() or (args.save_every and state.iteration % args.save_every == 0):
-            save(run)
-        run.signals.check()
+        heed_signals(run, save_due=bool(args.save_every) and state.iteration % args.save_every == 0)
     require_finite(run)
-    return state.meters.results()
+    return run.world.merged(state.meters).results()
+
+
+def micro_batches(batch: Sequence[Tensor], number: int, device: torch.device) -> Iterator[tuple[Any, ...]]:
+    """A batch in ``number`` parts, or as many as there are samples: inputs, targets, keys, whether it is the last."""
+    parts = list(zip(*(t.to(device, non_blocking=True).chunk(number) for t in batch)))
+    for position, part in enumerate(parts, start=1):
+        yield *part, position == len(parts)
+
+
+def heed_signals(run: Run, *, save_due: bool = False) -> None:
+    """Save if a signal asks for it or it is due; stop if a signal asks for that.
+
+    Raises:
+        Stopped: as said, in all processes at the same place.
+    """
+    stop, save_wanted = run.world.agree(run.signals.stop, run.signals.save_wanted())
+    if save_wanted or save_due:
+        save(run)
+    if stop is not None:
+        raise Stopped(stop)
 
 
 @torch.no_grad()
@@ -171,17 +204,16 @@ def evaluate(run: Run) -> dict[str, Any]:
     run.model.eval()
     meters = Meters()
     progress = Progress(run.test_loader, label="test", total=len(run.test_loader), quiet=run.args.evaluate)
-    for inputs, targets in progress:
-        inputs, targets = (t.to(run.device, non_blocking=True) for t in (inputs, targets))
+    for batch in progress:
+        inputs, targets, keys = (t.to(run.device, non_blocking=True) for t in batch)
         statistics = run.model.new_statistics()
         logits = run.model(inputs, statistics)
-        meters.update(F.cross_entropy(logits, targets), logits, targets, statistics)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        meters.update(losses, logits, targets, statistics, counts=keys >= 0)
         if progress.due:
             progress.report(meters.results())
-        if run.signals.save_wanted():
-            save(run)
-        run.signals.check()
-    return meters.results()
+        heed_signals(run)
+    return run.world.merged(meters).results()
 
 
 def require_finite(run: Run) -> None:
@@ -192,7 +224,7 @@ def require_finite(run: Run) -> None:
     """
     bad = run.state.meters.first_bad()
     if bad is not None:
-        iteration = run.state.iteration - run.state.batch + bad
+        iteration = run.state.iteration - run.state.batch - (-bad // run.args.accumulate)
         raise ValueError(f"the loss is not finite at iteration {iteration}: resume from the last checkpoint in "
                          f"{run.folder} with a smaller --lr or a longer --warmup")
 
@@ -222,13 +254,16 @@ def save(run: Run, *, best: bool = False, rows: list[list[float]] | None = None)
     """
     require_finite(run)
     state = run.state
+    meters = run.world.merged(state.meters)
+    if not run.world.leads:
+        return
     contents = {
         "state_dict": run.model.state_dict(), "optimizer": run.optimizer.state_dict(),
         "epoch": state.epoch, "batch": state.batch, "iteration": state.iteration, "evaluated": state.evaluated,
-        "best_acc": state.best_accuracy, "meters": state.meters.state_dict(), "history": state.history,
+        "best_acc": state.best_accuracy, "meters": meters.state_dict(), "history": state.history,
         "warned": state.warned, "random_state": checkpoint.random_state(),
         "network": {"name": type(run.model).__name__, "num_classes": run.model.num_classes},
-        "arguments": {name: value for name, value in vars(run.args).items() if name != "changes"},
+        "arguments": {name: value for name, value in vars(run.args).items() if name not in NOT_STORED},
         "versions": checkpoint.versions(),
     }
     try:

@@ -1,0 +1,163 @@
+"""Several processes that train one network: who they are, what they agree on, and how gradients are summed.
+
+Each process computes the gradients of its share of a batch. The backward network spikes, so what a sample feeds into it
+must not depend on how many processes there are: losses are divided by the size of the whole batch, and gradients are
+summed over processes, where PyTorch's default would average them.
+"""
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.meters import Meters
+
+# How long a process waits for the others. Rank 0 may have a data set to download and convert meanwhile; a process that
+# died is noticed at once, whatever this is.
+PATIENCE = timedelta(hours=12)
+PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+
+
+@dataclass
+class World:
+    """The processes of a job, one of which this is.
+
+    Attributes:
+        rank: number of this process, 0 for the one that writes files and prints; size: number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    _control: dist.ProcessGroup | None = None  # on the CPU, so that agreeing never waits for a GPU
+    _asked: tuple[Tensor, dist.Work] | None = field(default=None, repr=False)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Context that rank 0 enters before the others: it downloads what they then find."""
+        if self.size > 1 and not self.leads:
+            dist.barrier(self._control)
+        yield
+        if self.size > 1 and self.leads:
+            dist.barrier(self._control)
+
+    def leaders(self, value: Any) -> Any:
+        """The value that rank 0 has."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, group=self._control, device=torch.device("cpu"))
+        return values[0]
+
+    def agree(self, stop: int | None, save: bool) -> tuple[int | None, bool]:
+        """Make all processes act on a signal at the same iteration, whichever of them heard it and when.
+
+        With several processes the answer is to the call before, so that none ever waits for the slowest here.
+
+        Args:
+            stop: number of a signal that asks to stop, or None; save: whether a checkpoint is asked for.
+        """
+        if self.size == 1:
+            return stop, save
+        before, wishes = self._asked, torch.tensor([stop or 0, int(save)])
+        self._asked = wishes, dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._control, async_op=True)
+        if before is None:
+            return None, False
+        before[1].wait()
+        agreed, save = before[0].tolist()
+        return agreed or None, bool(save)
+
+    def merged(self, meters: Meters) -> Meters:
+        """The sums over all processes."""
+        if self.size == 1:
+            return meters
+        states: list[Any] = [None] * self.size
+        dist.all_gather_object(states, meters.state_dict(), group=self._control)
+        return Meters.total(states)
+
+    def share(self, model: nn.Module) -> nn.Module:
+        """``model`` such that its gradients are summed over processes, while the backward pass goes on."""
+        if self.size == 1:
+            return model
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        wrapped.register_comm_hook(None, _sum)
+        return wrapped
+
+
+def _sum(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Communication hook: the sum of a bucket of gradients, where the default is the mean."""
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
+
+
+def only_locally(model: nn.Module, condition: bool) -> AbstractContextManager:
+    """Context in which gradients add up in this process alone, if ``condition``; a later backward pass sums them."""
+    return model.no_sync() if condition and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Become PyTorch's launcher if ``--gpu-id`` lists several GPUs, with one process of this script for each."""
+    if _launched() or "," not in args.gpu_id or not torch.cuda.is_available():
+        return
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(args.gpu_id.split(','))}"]
+    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+
+
+def join() -> World:
+    """The world that a launcher put this process in, ``torchrun`` for one; a world of one process without a launcher.
+
+    Processes other than rank 0 keep silent from here on.
+    """
+    if not _launched() or int(os.environ["WORLD_SIZE"]) == 1:
+        return World()
+    _die_with_parent()
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # After a restart the launcher's store still holds the addresses of the processes before. Across machines its
+        # count of restarts is not the same for all, so there the launcher must not share its store (see docs).
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=rank,
+                            world_size=size, timeout=PATIENCE)
+    world = World(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+    if not world.leads:
+        sys.stdout = open(os.devnull, "w")
+    return world
+
+
+def local_rank() -> int:
+    """Number of this process among those on this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if _launched() else 0
+
+
+def leave() -> None:
+    """End what :func:`join` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether ``error`` is that of a process whose partner in communication ended."""
+    return dist.is_available() and dist.is_initialized() and (
+        isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection")))
+
+
+def _launched() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _die_with_parent() -> None:
+    """Receive SIGTERM, so save and stop, when the launcher is killed, instead of training on unattended (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
