@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
-from modules.engines import dense, event
+from modules.engines import dense, event, interface, ring
 from tests.networks import NAMES, sample_input, small
 
 GRID = 2.0**-6  # numbers on it have exact sums, whatever the order
@@ -132,10 +132,10 @@ def test_cost_model_prefers_products_for_many_spikes_only() -> None:
     """Half of all units spiking means a dense product for a wide convolution, one in a hundred does not."""
     network = FeedbackSNN(input=synapses.Conv2d(3, 64, 3), layers=[synapses.Conv2d(64, 64, 3)])
     circuit = network._circuit(torch.zeros(4, 3, 16, 16))
-    ring = event.forward_ring(circuit, 4)
+    forward = ring.forward_ring(circuit, 4, torch.device("cpu"))
     units = 4 * 64 * 16 * 16
     for density, expected in ((0.01, frozenset()), (0.9, frozenset({1}))):
-        assert event.dense_layers(ring, torch.tensor([density * units, 0.0]).numpy(), 4) == expected
+        assert event.dense_layers(forward, torch.tensor([density * units, 0.0]).numpy(), 4) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,7 +218,7 @@ class Doubled(synapses.Conv2d):
 def test_falls_back_to_dense_and_says_so_once() -> None:
     """For synapses that it does not know, and number types that it does not compute in; not for an input synapse."""
     torch.manual_seed(6)
-    event._warn_once.cache_clear()
+    interface.unable.cache_clear()
     x = torch.randn(2, 2, 8, 8)
     network = FeedbackSNN(input=synapses.Conv2d(2, 3, 3), layers=[Doubled(3, 3, 3)], engine="event")
     with pytest.warns(UserWarning, match="does not know synapses of type Doubled") as caught:

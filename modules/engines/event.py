@@ -4,22 +4,19 @@ It lays a circuit out as a ring of layers (:mod:`modules.engines.kernels`), forw
 compiled loops, a few samples after another on each thread. A layer whose source spikes so often that the gathering of
 rows would cost more than a product of whole tensors gets that product, decided from the spikes of the steps before.
 """
-import functools
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules.circuit import FRAMES_PER_PRODUCT, Circuit, Connection
+from modules.circuit import Circuit
 from modules.engines import dense
-from modules.engines.interface import BackwardResult, ForwardResult
-from modules.engines.routes import Route, as_image, padded, route, supports
-from modules.neurons import leak_sum
+from modules.engines.interface import BackwardResult, ForwardResult, unable
+from modules.engines.ring import Outcome, Ring, backward, forward
+from modules.engines.routes import as_image, padded, supports
 from modules.synapses import Shape, layout
 
 try:
@@ -38,59 +35,10 @@ GATHERED = ((2**20, 0.052), (2**24, 0.068), (float("inf"), 0.17))
 MULTIPLIED, MOVED = 0.017, 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ring:
-    """A circuit in one direction: layers in the order of simulation, each with the route that leads into it.
-
-    Attributes:
-        shapes: of the layers. Lists hold an entry per layer; the first layer's route is the closing one, from the last.
-        routes: or None; products: the same maps, from spikes to currents, of whole tensors, or None.
-        biases: ``(channels,)``, or None; gates: bool ``(batch, *shape)``, which units send spikes on.
-        keep: bool, which units of the first layer the closing route reaches, or None for all.
-        upper, lower, quantum, leak: of the neurons.
-    """
-
-    shapes: list[Shape]
-    routes: list[Route | None]
-    products: list[Callable[[Tensor], Tensor] | None]
-    biases: list[Tensor | None]
-    gates: list[Tensor]
-    keep: Tensor | None
-    upper: float
-    lower: float
-    quantum: float
-    leak: float
-
-
 @torch.no_grad()
 def simulate_forward(circuit: Circuit, x: Tensor) -> ForwardResult:
     """The forward network, see :class:`modules.engines.Engine`."""
-    if not _runs(circuit, x):
-        return dense.simulate_forward(circuit, x)
-    ring = forward_ring(circuit, x.shape[1] if circuit.event_input else x.shape[0])
-    leak = circuit.neuron.leak
-    run = simulate(ring, _frames(circuit, x), circuit.time_step, like=x, counts=leak != 1)
-    norm = leak_sum(circuit.time_step, leak)
-    # A unit that dropout cut off may have fired, but nobody heard it.
-    traces, counts = ([t if k is None else t * k for t, k in zip(tensors, _kept_units(circuit))]
-                      for tensors in (run.traces, run.counts))
-    return ForwardResult(rates=[trace / norm for trace in traces], counts=counts)
-
-
-def forward_ring(circuit: Circuit, batch: int) -> Ring:
-    """Layers 0 to N-1, closed by the feedback synapse."""
-    neuron = circuit.neuron
-    into = [circuit.feedback, *circuit.feedforward[1:]]
-    gates = [_all(c, batch) if k is None else k for c, k in zip(circuit.feedforward, _kept_units(circuit))]
-    if not circuit.has_feedback:
-        gates[-1] = torch.zeros_like(gates[-1])
-    return Ring(
-        shapes=[c.output_shape for c in circuit.feedforward],
-        routes=[c and route(c, _dropout_scale(c)) for c in into],
-        products=[c and functools.partial(_forward_product, c) for c in into],
-        biases=[None if c is None or c.bias is None else c.bias * _dropout_scale(c) for c in into], gates=gates,
-        keep=circuit.feedback and _kept(circuit.feedback),
-        upper=neuron.v_threshold, lower=-np.inf, quantum=neuron.quantum, leak=neuron.leak)
+    return forward(circuit, x, simulate) if _runs(circuit, x) else dense.simulate_forward(circuit, x)
 
 
 @torch.no_grad()
@@ -98,26 +46,7 @@ def simulate_backward(circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -
     """The backward network, see :class:`modules.engines.Engine`."""
     if not _runs(circuit, gradient):
         return dense.simulate_backward(circuit, gradient, masks)
-    couple = circuit.couple
-    run = simulate(backward_ring(circuit, masks), [gradient[None]], circuit.time_step_back, like=gradient, counts=False)
-    norm = leak_sum(circuit.time_step_back, couple.leak) / couple.quantum
-    return BackwardResult(betas=[trace / norm for trace in run.traces[::-1]], fired=run.fired.flip(0))
-
-
-def backward_ring(circuit: Circuit, masks: list[Tensor]) -> Ring:
-    """Layers N-1 to 0, closed by the transpose of the feedback synapse; spikes carry ``kappa_b / kappa``."""
-    couple, factor = circuit.couple, circuit.couple.quantum / circuit.neuron.quantum
-    out_of = [circuit.feedback, *circuit.feedforward[1:]]  # the connection whose transpose leads out of each layer
-    scales = [c and factor * _dropout_scale(c) for c in out_of]
-    gates = [torch.zeros_like(m) if c is None else m if c.dropout is None else m & _kept(c)
-             for c, m in zip(out_of, masks)]
-    into = [0, *range(len(masks) - 1, 0, -1)]  # in ring order, the layer whose spikes arrive
-    return Ring(
-        shapes=[c.output_shape for c in circuit.feedforward[::-1]],
-        routes=[out_of[i] and route(out_of[i]).reverse(scales[i]) for i in into],
-        products=[out_of[i] and functools.partial(_backward_product, out_of[i], scales[i]) for i in into],
-        biases=[None] * len(masks), gates=gates[::-1], keep=None,
-        upper=couple.v_threshold, lower=-couple.v_threshold, quantum=couple.quantum, leak=couple.leak)
+    return backward(circuit, gradient, masks, simulate)
 
 
 def available() -> bool:
@@ -127,79 +56,14 @@ def available() -> bool:
 
 def _runs(circuit: Circuit, x: Tensor) -> bool:
     """Whether the events of this circuit can be simulated here; warns once for each reason why not."""
+    strange = [c.synapse for c in circuit.connections[1:] if not supports(c)]
     if kernels is None:
-        reason = "numba is not installed"
-    elif x.device.type != "cpu":
-        reason = f"it is for CPUs, and the network is on '{x.device.type}'"
-    elif x.dtype not in (torch.float32, torch.float64):
-        reason = f"it computes in float32 or float64, not in {x.dtype}"
-    else:
-        strange = [c.synapse for c in circuit.connections[1:] if not supports(c)]
-        if not strange:
-            return True
-        reason = f"it does not know synapses of type {type(strange[0]).__name__}"
-    _warn_once(f"the event engine leaves this network to the dense engine: {reason}")
-    return False
-
-
-@functools.cache
-def _warn_once(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=2)
-
-
-def _dropout_scale(connection: Connection) -> float:
-    """The one number besides 0 in a dropout mask, 1/(1-p)."""
-    return 1.0 if connection.dropout is None or not len(connection.dropout) else connection.dropout.max().item()
-
-
-def _kept(connection: Connection) -> Tensor | None:
-    """Which units of the target of a connection are not dropped, bool ``(batch, *output_shape)``; None for all."""
-    return None if connection.dropout is None else connection.dropout != 0
-
-
-def _kept_units(circuit: Circuit) -> list[Tensor | None]:
-    """Which units of each layer are not cut off; in layer 0, which may have two synapses, masks are in the currents."""
-    return [None, *(_kept(c) for c in circuit.feedforward[1:])]
-
-
-def _all(connection: Connection, batch: int) -> Tensor:
-    """All units of the target of a connection, bool ``(batch, *output_shape)``."""
-    return torch.ones((batch, *connection.output_shape), dtype=torch.bool)
-
-
-def _forward_product(connection: Connection, spikes: Tensor) -> Tensor:
-    """What a forward route carries, the bias left out."""
-    current = connection.synapse.current(spikes, connection.weight, None, connection.output_shape)
-    return current if connection.dropout is None else current * connection.dropout
-
-
-def _backward_product(connection: Connection, scale: float, spikes: Tensor) -> Tensor:
-    """What a backward route carries."""
-    return connection.transpose(spikes * scale)
-
-
-def _frames(circuit: Circuit, x: Tensor) -> Iterable[Tensor]:
-    """Currents into layer 0, ``(frames, batch, ...)``: a constant one, or all steps in groups."""
-    currents = circuit.input_currents(x)
-    if not circuit.event_input:
-        return [next(currents)[None]]
-    groups = range(0, circuit.time_step, FRAMES_PER_PRODUCT)
-    return (torch.stack([next(currents) for _ in range(min(FRAMES_PER_PRODUCT, circuit.time_step - begin))])
-            for begin in groups)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What :func:`simulate` found, per layer of the ring.
-
-    Attributes:
-        traces: sums of ``leak^(T-t) s(t)``; counts: numbers of spikes, the traces themselves unless asked for.
-        fired: numbers of spikes over batch and steps, float64 ``(layers,)``.
-    """
-
-    traces: list[Tensor]
-    counts: list[Tensor]
-    fired: Tensor
+        return unable("event", "numba is not installed")
+    if x.device.type != "cpu":
+        return unable("event", f"it is for CPUs, and the network is on '{x.device.type}'")
+    if x.dtype not in (torch.float32, torch.float64):
+        return unable("event", f"it computes in float32 or float64, not in {x.dtype}")
+    return not strange or unable("event", f"it does not know synapses of type {type(strange[0]).__name__}")
 
 
 def simulate(ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:

@@ -1,4 +1,6 @@
 """The interface of an engine: two functions, simulate forward and simulate backward, and their results."""
+import functools
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,3 +49,10 @@ class Engine(Protocol):
             gradient: ``g = dL/da`` of the last layer, ``(batch, *layer_shape)``.
             masks: per layer, 1 where a unit passes gradient and 0 elsewhere.
         """
+
+
+@functools.cache
+def unable(engine: str, reason: str) -> bool:
+    """Say, once, why an engine leaves a network to the dense one; always False."""
+    warnings.warn(f"the {engine} engine leaves this network to the dense engine: {reason}", stacklevel=3)
+    return False

@@ -1,0 +1,164 @@
+"""A circuit as a ring of layers: the one form in which the faster engines simulate both phases.
+
+A forward ring is layer 0 to N-1, closed by the feedback synapse; a backward ring is layer N-1 to 0, closed by the
+transpose of the feedback synapse. In each step, a layer takes the spikes that the layer before it fired in this step;
+the first one takes those that the last one fired in the step before, and a current from outside. Factors that are the
+same for all spikes of a synapse, such as ``kappa_b / kappa``, are in the weights.
+"""
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from modules.circuit import FRAMES_PER_PRODUCT, Circuit, Connection
+from modules.engines.interface import BackwardResult, ForwardResult
+from modules.engines.routes import Route, route
+from modules.neurons import leak_sum
+from modules.synapses import Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ring:
+    """A circuit in one direction: layers in the order of simulation, each with the route that leads into it.
+
+    Attributes:
+        shapes: of the layers. Lists hold an entry per layer; the first layer's route is the closing one, from the last.
+        routes: or None; products: the same maps, from spikes to currents, of whole tensors, or None.
+        biases: ``(channels,)``, or None; gates: bool ``(batch, *shape)``, which units send spikes on.
+        keep: bool, which units of the first layer the closing route reaches, or None for all.
+        upper, lower, quantum, leak: of the neurons.
+    """
+
+    shapes: list[Shape]
+    routes: list[Route | None]
+    products: list[Callable[[Tensor], Tensor] | None]
+    biases: list[Tensor | None]
+    gates: list[Tensor]
+    keep: Tensor | None
+    upper: float
+    lower: float
+    quantum: float
+    leak: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What :func:`simulate` found, per layer of the ring.
+
+    Attributes:
+        traces: sums of ``leak^(T-t) s(t)``; counts: numbers of spikes, the traces themselves unless asked for.
+        fired: numbers of spikes over batch and steps, float64 ``(layers,)``.
+    """
+
+    traces: list[Tensor]
+    counts: list[Tensor]
+    fired: Tensor
+
+
+class Simulate(Protocol):
+    """What an engine brings: the simulation of a ring."""
+
+    def __call__(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
+        """Simulate ``steps`` steps.
+
+        Args:
+            currents: into the first layer, tensors ``(frames, batch, *shape)`` for successive steps, or one with a
+                single frame for all.
+            like: a tensor of the type and on the device to compute in; counts: count spikes besides the traces.
+        """
+
+
+def forward(circuit: Circuit, x: Tensor, simulate: Simulate) -> ForwardResult:
+    """The forward network, see :class:`modules.engines.Engine`."""
+    ring = forward_ring(circuit, x.shape[1] if circuit.event_input else x.shape[0], x.device)
+    leak = circuit.neuron.leak
+    run = simulate(ring, _frames(circuit, x), circuit.time_step, like=x, counts=leak != 1)
+    norm = leak_sum(circuit.time_step, leak)
+    # A unit that dropout cut off may have fired, but nobody heard it.
+    traces, counts = ([t if k is None else t * k for t, k in zip(tensors, _kept_units(circuit))]
+                      for tensors in (run.traces, run.counts))
+    return ForwardResult(rates=[trace / norm for trace in traces], counts=counts)
+
+
+def backward(circuit: Circuit, gradient: Tensor, masks: list[Tensor], simulate: Simulate) -> BackwardResult:
+    """The backward network, see :class:`modules.engines.Engine`."""
+    couple = circuit.couple
+    run = simulate(backward_ring(circuit, masks), [gradient[None]], circuit.time_step_back, like=gradient, counts=False)
+    norm = leak_sum(circuit.time_step_back, couple.leak) / couple.quantum
+    return BackwardResult(betas=[trace / norm for trace in run.traces[::-1]], fired=run.fired.flip(0))
+
+
+def forward_ring(circuit: Circuit, batch: int, device: torch.device) -> Ring:
+    """Layers 0 to N-1, closed by the feedback synapse."""
+    neuron = circuit.neuron
+    into = [circuit.feedback, *circuit.feedforward[1:]]
+    gates = [_all(c, batch, device) if k is None else k for c, k in zip(circuit.feedforward, _kept_units(circuit))]
+    if not circuit.has_feedback:
+        gates[-1] = torch.zeros_like(gates[-1])
+    return Ring(
+        shapes=[c.output_shape for c in circuit.feedforward],
+        routes=[c and route(c, _dropout_scale(c)) for c in into],
+        products=[c and functools.partial(_forward_product, c) for c in into],
+        biases=[None if c is None or c.bias is None else c.bias * _dropout_scale(c) for c in into], gates=gates,
+        keep=circuit.feedback and _kept(circuit.feedback),
+        upper=neuron.v_threshold, lower=-float("inf"), quantum=neuron.quantum, leak=neuron.leak)
+
+
+def backward_ring(circuit: Circuit, masks: list[Tensor]) -> Ring:
+    """Layers N-1 to 0, closed by the transpose of the feedback synapse; spikes carry ``kappa_b / kappa``."""
+    couple, factor = circuit.couple, circuit.couple.quantum / circuit.neuron.quantum
+    out_of = [circuit.feedback, *circuit.feedforward[1:]]  # the connection whose transpose leads out of each layer
+    scales = [c and factor * _dropout_scale(c) for c in out_of]
+    gates = [torch.zeros_like(m) if c is None else m if c.dropout is None else m & _kept(c)
+             for c, m in zip(out_of, masks)]
+    into = [0, *range(len(masks) - 1, 0, -1)]  # in ring order, the layer whose spikes arrive
+    return Ring(
+        shapes=[c.output_shape for c in circuit.feedforward[::-1]],
+        routes=[out_of[i] and route(out_of[i]).reverse(scales[i]) for i in into],
+        products=[out_of[i] and functools.partial(_backward_product, out_of[i], scales[i]) for i in into],
+        biases=[None] * len(masks), gates=gates[::-1], keep=None,
+        upper=couple.v_threshold, lower=-couple.v_threshold, quantum=couple.quantum, leak=couple.leak)
+
+
+def _dropout_scale(connection: Connection) -> float:
+    """The one number besides 0 in a dropout mask, 1/(1-p)."""
+    return 1.0 if connection.dropout is None else 1 / (1 - connection.synapse.dropout)
+
+
+def _kept(connection: Connection) -> Tensor | None:
+    """Which units of the target of a connection are not dropped, bool ``(batch, *output_shape)``; None for all."""
+    return None if connection.dropout is None else connection.dropout != 0
+
+
+def _kept_units(circuit: Circuit) -> list[Tensor | None]:
+    """Which units of each layer are not cut off; in layer 0, which may have two synapses, masks are in the currents."""
+    return [None, *(_kept(c) for c in circuit.feedforward[1:])]
+
+
+def _all(connection: Connection, batch: int, device: torch.device) -> Tensor:
+    """All units of the target of a connection, bool ``(batch, *output_shape)``."""
+    return torch.ones((batch, *connection.output_shape), dtype=torch.bool, device=device)
+
+
+def _forward_product(connection: Connection, spikes: Tensor) -> Tensor:
+    """What a forward route carries, the bias left out."""
+    current = connection.synapse.current(spikes, connection.weight, None, connection.output_shape)
+    return current if connection.dropout is None else current * connection.dropout
+
+
+def _backward_product(connection: Connection, scale: float, spikes: Tensor) -> Tensor:
+    """What a backward route carries."""
+    return connection.transpose(spikes * scale)
+
+
+def _frames(circuit: Circuit, x: Tensor) -> Iterable[Tensor]:
+    """Currents into layer 0, ``(frames, batch, ...)``: a constant one, or all steps in groups."""
+    currents = circuit.input_currents(x)
+    if not circuit.event_input:
+        return [next(currents)[None]]
+    groups = range(0, circuit.time_step, FRAMES_PER_PRODUCT)
+    return (torch.stack([next(currents) for _ in range(min(FRAMES_PER_PRODUCT, circuit.time_step - begin))])
+            for begin in groups)
