@@ -50,4 +50,5 @@ def build_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
 
 if __name__ == "__main__":
     experiment.main(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS, engines=engines.NAMES,
+                    precisions=engines.PRECISIONS,
                     build_model=build_model, build_loaders=build_loaders)

@@ -32,8 +32,8 @@ def experiment(name: str, options: argparse.Namespace) -> argparse.Namespace:
     """The arguments of a script, with its own defaults, as its functions take them."""
     script = SCRIPTS[name]
     args = argparse.Namespace(vth=1.0, vth_back=0.5, u_rest=None, u_rest_back=None, leaky=1.0, engine="dense",
-                              workers=0, manualSeed=options.seed, test_limit=None, pin_memory=False, path=options.path,
-                              rank=0, ranks=1,
+                              precision=options.precision, workers=0, manualSeed=options.seed, test_limit=None,
+                              pin_memory=False, path=options.path, rank=0, ranks=1,
                               **{**script.DEFAULTS, **script.DATASET_DEFAULTS[script.DEFAULTS["dataset"]]})
     args.drive = args.scale_factor / args.train_batch
     args.train_batch = args.test_batch = options.batch
@@ -117,6 +117,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--engines", nargs="+", default=["dense", "event"], help="the first is what others compare to")
+    parser.add_argument("--precision", default="tf32", help="of the CUDA engine")
     parser.add_argument("--path", help="folder of the data sets")
     parser.add_argument("--resume", help="checkpoint to take the weights from")
     parser.add_argument("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")

@@ -26,6 +26,7 @@ class FeedbackSNN(nn.Module):
         event_input: inputs are recordings, one frame per step, ``(batch, frames, ...)`` with ``frames >= time_step``,
             of which the first ``time_step`` are used.
         engine: 'auto', the name of an engine, or an object with the interface of :class:`modules.engines.Engine`.
+        precision: 'fp32', 'tf32', 'bf16x2' or 'bf16', of the products of the engine 'cuda'.
 
     Raises:
         ValueError: a number of steps is not positive, or there is no such engine.
@@ -39,17 +40,19 @@ class FeedbackSNN(nn.Module):
 
     def __init__(self, *, input: Synapse, layers: Sequence[Synapse] = (), feedback: Synapse | None = None,
                  neuron: LIF = IF(), couple: TernaryCouple = TernaryCouple(), time_step: int = 30,
-                 time_step_back: int = 100, event_input: bool = False, engine: str | engines.Engine = "auto") -> None:
+                 time_step_back: int = 100, event_input: bool = False, engine: str | engines.Engine = "auto",
+                 precision: str = "tf32") -> None:
         super().__init__()
         for name, steps in (("time_step", time_step), ("time_step_back", time_step_back)):
             if steps < 1:
                 raise ValueError(f"{name} must be at least 1, not {steps}")
         if isinstance(engine, str):
-            engines.select(engine, torch.device("cpu"))  # a wrong name is better refused here than at the first call
+            # A wrong name is better refused here than at the first call.
+            engines.select(engine, torch.device("cpu"), precision)
         self.input, self.layers, self.feedback = input, nn.ModuleList(layers), feedback
         self.neuron, self.couple = neuron, replace(couple, leak=neuron.leak)
         self.time_step, self.time_step_back = time_step, time_step_back
-        self.event_input, self.engine = event_input, engine
+        self.event_input, self.engine, self.precision = event_input, engine, precision
 
     def forward(self, x: Tensor, statistics: SpikeStatistics | None = None, *, keys: Tensor | None = None) -> Tensor:
         """Firing rates of the last layer at the equilibrium.
@@ -74,7 +77,9 @@ class FeedbackSNN(nn.Module):
             x = x.contiguous(memory_format=layout(x))
         sample = x[0] if self.event_input else x
         circuit = self._circuit(sample, keys)
-        engine = engines.select(self.engine, x.device) if isinstance(self.engine, str) else self.engine
+        engine = self.engine
+        if isinstance(engine, str):
+            engine = engines.select(engine, x.device, self.precision)
         return SPIDE.apply(circuit, engine, statistics, x, *circuit.tensors)
 
     def layer_shapes(self, input_shape: Shape) -> list[Shape]:

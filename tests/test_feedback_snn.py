@@ -4,10 +4,10 @@ import copy
 import pytest
 import torch
 
-from modules import IF, FeedbackSNN, SpikeStatistics, TernaryCouple, engines, synapses
+from modules import IF, FeedbackSNN, SpikeStatistics, TernaryCouple, synapses
 
 
-@pytest.fixture(params=list(engines.ENGINES))
+@pytest.fixture(params=["dense", "event"])
 def engine(request) -> str:
     return request.param
 

@@ -26,12 +26,12 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 def build_parser(manual: str, *, datasets: tuple[str, ...], engines: tuple[str, ...],
-                 events: bool = False) -> argparse.ArgumentParser:
+                 precisions: tuple[str, ...], events: bool = False) -> argparse.ArgumentParser:
     """All flags, without defaults of an experiment.
 
     Args:
         manual: shown above the flags; the script's docstring.
-        datasets: names that ``--dataset`` takes; engines: names that ``--engine`` takes.
+        datasets: names that ``--dataset`` takes; engines, precisions: those that ``--engine`` and ``--precision`` take.
         events: add the flags of event recordings.
     """
     parser = argparse.ArgumentParser(description=manual, formatter_class=Help)
@@ -61,6 +61,7 @@ def build_parser(manual: str, *, datasets: tuple[str, ...], engines: tuple[str, 
     add(network, "--leaky", type=float, default=1.0, help="1 for IF neurons, a leak in (0, 1) for LIF")
     add(network, "--drop", "--dropout", type=float, help="dropout probability")
     add(network, "--engine", choices=engines, default="auto", help="what simulates; auto picks by device")
+    add(network, "--precision", choices=precisions, default="tf32", help="of products in the engine for GPUs")
 
     optimisation = parser.add_argument_group("optimisation")
     add(optimisation, "--epochs", type=int, help="passes over the training data")
@@ -104,14 +105,14 @@ EXPERIMENT = ("dataset", "data_len", "frames", "time_step", "time_step_back", "v
 
 
 def parse(manual: str, *, defaults: Mapping[str, Any], dataset_defaults: Mapping[str, Mapping[str, Any]],
-          engines: tuple[str, ...], find_checkpoint: Callable[[Path], Path | None],
+          engines: tuple[str, ...], precisions: tuple[str, ...], find_checkpoint: Callable[[Path], Path | None],
           stored_arguments: Callable[[str], Mapping[str, Any]], argv: list[str] | None = None) -> argparse.Namespace:
     """Settle every argument of a run.
 
     Args:
         manual: the script's docstring; defaults: of the script, by destination (``train_batch``).
         dataset_defaults: what differs for a data set, which also names the data sets that there are.
-        engines: names that ``--engine`` takes.
+        engines, precisions: names that ``--engine`` and ``--precision`` take.
         find_checkpoint: finds the file that ``--resume auto`` means in a folder, or None.
         stored_arguments: reads the arguments from a checkpoint file.
         argv: the command line; the process's own unless given.
@@ -123,7 +124,8 @@ def parse(manual: str, *, defaults: Mapping[str, Any], dataset_defaults: Mapping
     Raises:
         ValueError: an argument is out of its range. Misspelt flags end the program as argparse does, with status 2.
     """
-    parser = build_parser(manual, datasets=tuple(dataset_defaults), engines=engines, events="data_len" in defaults)
+    parser = build_parser(manual, datasets=tuple(dataset_defaults), engines=engines, precisions=precisions,
+                          events="data_len" in defaults)
     parser.set_defaults(**defaults)
     parser.set_defaults(**dataset_defaults.get(_dataset(argv) or defaults["dataset"], {}))
     given = _given(parser, argv)

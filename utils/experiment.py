@@ -21,22 +21,25 @@ Loaders = tuple[DataLoader, DataLoader]
 
 
 def main(manual: str, *, defaults: Mapping[str, Any], dataset_defaults: Mapping[str, Mapping[str, Any]],
-         engines: tuple[str, ...], build_model: Callable[[argparse.Namespace], nn.Module],
+         engines: tuple[str, ...], precisions: tuple[str, ...],
+         build_model: Callable[[argparse.Namespace], nn.Module],
          build_loaders: Callable[[argparse.Namespace], Loaders]) -> None:
     """Run an experiment as its command line asks; a user's mistake ends the process with one sentence and status 1.
 
     Args:
-        manual, defaults, dataset_defaults, engines: see :func:`utils.cli.parse`.
+        manual, defaults, dataset_defaults, engines, precisions: see :func:`utils.cli.parse`.
         build_model: makes the network; build_loaders: makes the loaders of training and test data.
     """
-    cli.exit_on_mistake(partial(_run, manual, defaults, dataset_defaults, engines, build_model, build_loaders))
+    cli.exit_on_mistake(partial(_run, manual, defaults, dataset_defaults, engines, precisions, build_model,
+                                build_loaders))
 
 
 def _run(manual: str, defaults: Mapping[str, Any], dataset_defaults: Mapping[str, Mapping[str, Any]],
-         engines: tuple[str, ...], build_model: Callable, build_loaders: Callable) -> None:
+         engines: tuple[str, ...], precisions: tuple[str, ...], build_model: Callable, build_loaders: Callable) -> None:
     signals.ignore_save_requests()
     load = cache(checkpoint.load)  # once for its arguments, once for its state
     args = cli.parse(manual, defaults=defaults, dataset_defaults=dataset_defaults, engines=engines,
+                     precisions=precisions,
                      find_checkpoint=checkpoint.newest_good, stored_arguments=lambda path: stored_arguments(load(path)))
     distributed.start_processes(args)
     world = distributed.join()

@@ -5,13 +5,15 @@ what every other must compute.
 """
 import torch
 
-from modules.engines import dense, event
+from modules.engines import cuda, dense, event
 from modules.engines.interface import BackwardResult, Engine, ForwardResult
 
-__all__ = ["NAMES", "BackwardResult", "Engine", "ForwardResult", "resolve", "select"]
+__all__ = ["NAMES", "PRECISIONS", "BackwardResult", "Engine", "ForwardResult", "resolve", "select"]
 
+PRECISIONS = cuda.PRECISIONS
 ENGINES: dict[str, Engine] = {"dense": dense, "event": event}
-NAMES = ("auto", *ENGINES)
+CUDA_ENGINES: dict[str, Engine] = {precision: cuda.CudaEngine(precision) for precision in PRECISIONS}
+NAMES = ("auto", *ENGINES, "cuda")
 
 
 def resolve(name: str, device: torch.device) -> str:
@@ -24,9 +26,18 @@ def resolve(name: str, device: torch.device) -> str:
         raise ValueError(f"there is no engine '{name}'; choose one of {', '.join(NAMES)}")
     if name != "auto":
         return name
-    return "event" if device.type == "cpu" and event.available() else "dense"
+    if device.type == "cpu":
+        return "event" if event.available() else "dense"
+    return "cuda" if cuda.available(device) else "dense"
 
 
-def select(name: str, device: torch.device) -> Engine:
-    """The engine called ``name`` on ``device``; raises as :func:`resolve` does."""
-    return ENGINES[resolve(name, device)]
+def select(name: str, device: torch.device, precision: str = "tf32") -> Engine:
+    """The engine called ``name`` on ``device``, the CUDA engine in one of ``PRECISIONS``.
+
+    Raises:
+        ValueError: there is no engine, or no precision, of that name.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"there is no precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
+    name = resolve(name, device)
+    return CUDA_ENGINES[precision] if name == "cuda" else ENGINES[name]

@@ -1,0 +1,138 @@
+"""The CUDA engine's kernel under Triton's interpreter on the CPU, against the dense engine.
+
+Triton decides when it is imported whether to interpret, so these tests run in a process of their own.
+"""
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
+from modules.engines import cuda, dense
+from modules.engines.replay import Replay
+from tests.networks import NAMES, sample_input, small
+from tests.processes import REPOSITORY, environment
+from tests.test_event_engine import GRID, ROUTES, on_grid
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+STEPS = {"time_step": 6, "time_step_back": 6}
+
+
+def compare(network: FeedbackSNN, x: torch.Tensor, precision: str, calls: int = 1) -> None:
+    """Every spike of both phases; in several calls, tensors are used again."""
+    engine = cuda.CudaEngine(precision)
+    for call in range(calls):
+        torch.manual_seed(call)
+        sample = x[:, 0] if network.event_input else x
+        circuit = network._circuit(sample)
+        circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
+        frames = x.transpose(0, 1) if network.event_input else x
+        a, b = (e.simulate_forward(circuit, frames) for e in (dense, engine))
+        assert cuda._runs(circuit, frames)
+        for expected, found in zip(a.counts, b.counts):
+            assert torch.equal(expected, found) and expected.stride() == found.stride()
+        for expected, found in zip(a.rates, b.rates):
+            torch.testing.assert_close(expected, found, rtol=1e-6, atol=1e-7)
+        masks = [(count > 0) & (count < network.time_step) for count in a.counts]
+        gradient = (torch.randn_like(a.rates[-1]) / GRID / 2).round() * GRID
+        a, b = (e.simulate_backward(circuit, gradient, masks) for e in (dense, engine))
+        for expected, found in zip(a.betas, b.betas):
+            torch.testing.assert_close(expected, found, rtol=1e-6, atol=1e-7)
+        assert torch.equal(a.fired, b.fired) and a.fired.any()
+
+
+if INTERPRETED:
+    @pytest.mark.parametrize("name, precision", [
+        *((name, "bf16x2") for name in NAMES), *(("alexnetf", precision) for precision in ("fp32", "tf32", "bf16"))])
+    def test_every_spike_of_the_four_networks(name: str, precision: str) -> None:
+        """Dropout on; weights on a grid so coarse that even one bfloat16 holds them."""
+        torch.manual_seed(0)
+        model = on_grid(small(name, dropout=0.5, gain=2.0, **STEPS)).float().train()
+        if precision == "bf16":
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(parameter.bfloat16().float())
+        x = (sample_input(name, model, batch=3, frames=STEPS["time_step"]).float() / GRID).round() * GRID
+        compare(model.network, x, precision)
+
+    @pytest.mark.parametrize("kind, neuron", [
+        *((kind, IF(v_threshold=0.75, u_rest=-0.25)) for kind in ROUTES), ("odd sizes", LIF(leak=0.5))])
+    def test_every_synapse(kind: str, neuron: LIF) -> None:
+        torch.manual_seed(1)
+        network = on_grid(FeedbackSNN(**ROUTES[kind](), neuron=neuron, couple=TernaryCouple(v_threshold=0.25),
+                                      time_step=4, time_step_back=5)).train()
+        x = (torch.randn(2, 2, 9, 11) / GRID).round() * GRID
+        with torch.no_grad():
+            for synapse in (network.input, *network.layers):
+                if synapse.weight is not None:
+                    synapse.weight.mul_(4)
+        compare(network, x, "fp32", calls=2 if kind == "one layer" else 1)
+
+    def test_split_weights_are_nearly_exact() -> None:
+        """Two bfloat16 terms leave an error of 2^-16 at most, one term 2^-8: rates differ accordingly seldom."""
+        torch.manual_seed(2)
+        model = small("alexnetf", gain=2.0, **STEPS).float().eval()
+        x = sample_input("alexnetf", model, batch=4).float()
+        circuit = model.network._circuit(x)
+        exact = dense.simulate_forward(circuit, x)
+        differing = {}
+        for precision in ("bf16x2", "bf16"):
+            found = cuda.CudaEngine(precision).simulate_forward(circuit, x)
+            differing[precision] = sum((a != b).double().mean().item() for a, b in zip(exact.counts, found.counts))
+        assert differing["bf16x2"] < 0.01 and differing["bf16x2"] <= differing["bf16"]
+
+    def test_event_frames_in_groups_and_other_lengths() -> None:
+        """An odd number of frames, so that loops of several lengths and parities follow one another."""
+        torch.manual_seed(3)
+        model = on_grid(small("convnetf", gain=2.0, time_step=11, time_step_back=3)).float().train()
+        compare(model.network, sample_input("convnetf", model, batch=2, frames=11).float(), "fp32", calls=2)
+
+    def test_training_step_through_autograd() -> None:
+        """Two forward passes before a backward one: static tensors are not what comes out."""
+        torch.manual_seed(4)
+        model = small("alexnetf", gain=2.0, **STEPS).float().eval()
+        model.network.couple = replace(model.network.couple, v_threshold=0.05, u_rest=-0.05)
+        x = sample_input("alexnetf", model, batch=4).float()
+        gradients = []
+        for engine in ("dense", cuda.CudaEngine("fp32")):
+            model.network.engine = engine
+            model.zero_grad()
+            first, second = model.network(x[:2]), model.network(x[2:])
+            (first.square().sum() + second.square().sum()).backward()
+            gradients.append([p.grad.clone() for p in model.network.parameters()])
+        for expected, found in zip(*gradients):
+            assert (expected - found).norm() < 0.02 * expected.norm()
+        assert all(g.any() for g in gradients[0])
+else:
+    def test_under_the_interpreter() -> None:
+        """The tests above, interpreted."""
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", __file__], cwd=REPOSITORY, capture_output=True,
+                              text=True, env=environment(TRITON_INTERPRET="1"), timeout=500)
+        assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:]
+
+    def test_falls_back_to_dense_without_a_gpu() -> None:
+        """On a CPU, the engine says once why it does not run."""
+        from modules.engines import interface
+        interface.unable.cache_clear()
+        network = FeedbackSNN(input=synapses.Linear(4, 3), engine="cuda")
+        with pytest.warns(UserWarning, match="it is for GPUs, and the network is on 'cpu'") as caught:
+            network(torch.ones(2, 4))
+            network(torch.ones(2, 4))
+        assert len(caught) == 1
+
+
+def test_replay_on_a_cpu_just_calls() -> None:
+    calls = []
+    replay = Replay(lambda: calls.append(1), torch.device("cpu"))
+    replay.prepare()
+    replay()
+    replay()
+    assert len(calls) == 2
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(ValueError, match="there is no precision 'fp8'; choose one of fp32, tf32, bf16x2, bf16"):
+        cuda.CudaEngine("fp8")
