@@ -1,6 +1,7 @@
 """Seconds for the two simulations of a training iteration, per engine, and their ratio, measured in turn in one run.
 
     python -m benchmarks.speed --model alexnetf --batch 16 --engines dense event [--path DATA] [--resume FILE]
+    python -m benchmarks.speed --model alexnetf --batch 128 --device cuda --engines dense cuda:tf32 cuda:bf16
 
 Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said.
 """
@@ -22,8 +23,10 @@ import dvs_cifar_convnetf
 import mnist_lenet
 from models import SpikingClassifier
 from modules import SpikeStatistics
+from modules.engines.routes import route
 from utils import checkpoint
 
+PEAK, BANDWIDTH = 790e12, 4.3e12  # bfloat16 operations and bytes per second that a GPU of the kind of H200 reaches
 SCRIPTS = {"lenet": mnist_lenet, "alexnetf": cifar_alexnetf, "cifarnetf": cifar_cifarnetf,
            "convnetf": dvs_cifar_convnetf}
 
@@ -32,7 +35,7 @@ def experiment(name: str, options: argparse.Namespace) -> argparse.Namespace:
     """The arguments of a script, with its own defaults, as its functions take them."""
     script = SCRIPTS[name]
     args = argparse.Namespace(vth=1.0, vth_back=0.5, u_rest=None, u_rest_back=None, leaky=1.0, engine="dense",
-                              precision=options.precision, workers=0, manualSeed=options.seed, test_limit=None,
+                              precision="tf32", workers=0, manualSeed=options.seed, test_limit=None,
                               pin_memory=False, path=options.path, rank=0, ranks=1,
                               **{**script.DEFAULTS, **script.DATASET_DEFAULTS[script.DEFAULTS["dataset"]]})
     args.drive = args.scale_factor / args.train_batch
@@ -80,13 +83,18 @@ def measure(options: argparse.Namespace) -> dict:
     device = torch.device(options.device)
     model, inputs, labels = model.to(device), inputs.to(device), labels.to(device)
     drive = options.drive or args.drive
-    runs = {engine: [] for engine in options.engines}
+    runs, memory = {engine: [] for engine in options.engines}, {}
     for repeat in range(options.repeats + 1):  # the first is a warm-up
         for engine in options.engines:
-            model.network.engine = engine
+            model.network.engine, _, precision = engine.partition(":")
+            model.network.precision = precision or "tf32"
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             seconds, spikes = one_iteration(model, inputs, labels, drive * options.batch)
             if repeat:
                 runs[engine].append(seconds)
+            if device.type == "cuda":
+                memory[engine] = torch.cuda.max_memory_allocated() / 2**30
     medians = {engine: {stage: statistics.median(run[stage] for run in own) for stage in own[0]}
                for engine, own in runs.items()}
     for own in medians.values():
@@ -97,8 +105,20 @@ def measure(options: argparse.Namespace) -> dict:
             "repeats": options.repeats, "machine": describe(device),
             "forward densities": np.round(spikes.forward_rates.tolist(), 4).tolist(),
             "backward densities": np.round(spikes.backward_rates.tolist(), 6).tolist(),
+            "floor, s": round(floor(model, inputs), 4) if device.type == "cuda" else None,
+            "peak memory, GiB": {engine: round(peak, 2) for engine, peak in memory.items()},
             "seconds": medians,
             "ratio": {engine: {stage: first[stage] / own[stage] for stage in own} for engine, own in medians.items()}}
+
+
+def floor(model: SpikingClassifier, inputs: Tensor) -> float:
+    """Seconds that the convolutions of both phases take at ``PEAK``, and moving what neurons hold at ``BANDWIDTH``."""
+    network = model.network
+    circuit = network._circuit(inputs[:1, 0] if network.event_input else inputs[:1])
+    products = sum(route(c).multiplications for c in circuit.connections[1:]) * len(inputs)
+    steps = network.time_step + network.time_step_back
+    moved = 19 * model.num_neurons * len(inputs)  # bytes: potential and trace, read and written, and spikes
+    return steps * (2 * products / PEAK + moved / BANDWIDTH)
 
 
 def describe(device: torch.device) -> str:
@@ -116,8 +136,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--engines", nargs="+", default=["dense", "event"], help="the first is what others compare to")
-    parser.add_argument("--precision", default="tf32", help="of the CUDA engine")
+    parser.add_argument("--engines", nargs="+", default=["dense", "event"],
+                        help="the first is what others compare to; the CUDA engine with a precision, as cuda:bf16")
     parser.add_argument("--path", help="folder of the data sets")
     parser.add_argument("--resume", help="checkpoint to take the weights from")
     parser.add_argument("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")
@@ -130,10 +150,10 @@ if __name__ == "__main__":
     seconds, ratio = found.pop("seconds"), found.pop("ratio")
     for key, value in found.items():
         print(f"{key}: {value}")
-    print(f"\n{'engine':8} {'forward s':>10} {'backward s':>11} {'both s':>9}   ratio: forward  backward  both")
+    print(f"\n{'engine':12} {'forward s':>10} {'backward s':>11} {'both s':>9}   ratio: forward  backward  both")
     for engine, own in seconds.items():
         r = ratio[engine]
-        print(f"{engine:8} {own['forward']:10.3f} {own['backward']:11.3f} {own['both']:9.3f}   {r['forward']:14.2f} "
+        print(f"{engine:12} {own['forward']:10.3f} {own['backward']:11.3f} {own['both']:9.3f}   {r['forward']:14.2f} "
               f"{r['backward']:9.2f} {r['both']:5.2f}")
     if options.json:
         options.json.write_text(json.dumps({**found, "seconds": seconds, "ratio": ratio}, indent=1) + "\n")

@@ -1,6 +1,6 @@
-"""The CUDA engine's kernel under Triton's interpreter on the CPU, against the dense engine.
+"""The CUDA engine against the dense one: on a GPU where there is one, else under Triton's interpreter on the CPU.
 
-Triton decides when it is imported whether to interpret, so these tests run in a process of their own.
+Triton decides when it is imported whether to interpret, so on a CPU these tests run in a process of their own.
 """
 import os
 import subprocess
@@ -17,13 +17,15 @@ from tests.networks import NAMES, sample_input, small
 from tests.processes import REPOSITORY, environment
 from tests.test_event_engine import GRID, ROUTES, on_grid
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+RUNS = DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+torch.backends.cudnn.allow_tf32 = False  # the dense engine's products, to compare with
 STEPS = {"time_step": 6, "time_step_back": 6}
 
 
 def compare(network: FeedbackSNN, x: torch.Tensor, precision: str, calls: int = 1) -> None:
     """Every spike of both phases; in several calls, tensors are used again."""
-    engine = cuda.CudaEngine(precision)
+    engine, network, x = cuda.CudaEngine(precision), network.to(DEVICE), x.to(DEVICE)
     for call in range(calls):
         torch.manual_seed(call)
         sample = x[:, 0] if network.event_input else x
@@ -44,7 +46,7 @@ def compare(network: FeedbackSNN, x: torch.Tensor, precision: str, calls: int = 
         assert torch.equal(a.fired, b.fired) and a.fired.any()
 
 
-if INTERPRETED:
+if RUNS:
     @pytest.mark.parametrize("name, precision", [
         *((name, "bf16x2") for name in NAMES), *(("alexnetf", precision) for precision in ("fp32", "tf32", "bf16"))])
     def test_every_spike_of_the_four_networks(name: str, precision: str) -> None:
@@ -75,7 +77,8 @@ if INTERPRETED:
         """Two bfloat16 terms leave an error of 2^-16 at most, one term 2^-8: rates differ accordingly seldom."""
         torch.manual_seed(2)
         model = small("alexnetf", gain=2.0, **STEPS).float().eval()
-        x = sample_input("alexnetf", model, batch=4).float()
+        x = sample_input("alexnetf", model, batch=4).float().to(DEVICE)
+        model.to(DEVICE)
         circuit = model.network._circuit(x)
         exact = dense.simulate_forward(circuit, x)
         differing = {}
@@ -95,7 +98,8 @@ if INTERPRETED:
         torch.manual_seed(4)
         model = small("alexnetf", gain=2.0, **STEPS).float().eval()
         model.network.couple = replace(model.network.couple, v_threshold=0.05, u_rest=-0.05)
-        x = sample_input("alexnetf", model, batch=4).float()
+        x = sample_input("alexnetf", model, batch=4).float().to(DEVICE)
+        model.to(DEVICE)
         gradients = []
         for engine in ("dense", cuda.CudaEngine("fp32")):
             model.network.engine = engine

@@ -1,0 +1,38 @@
+"""What summing the gradients over processes costs, beside the training step whose gradients they are.
+
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.allreduce [--model alexnetf]
+"""
+import argparse
+import statistics
+import time
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.speed import SCRIPTS, describe, experiment
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.set_defaults(seed=0, batch=1, path=None)
+    options = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    dist.init_process_group("nccl" if gpu else "gloo")
+    device = torch.device("cuda", dist.get_rank() % max(1, torch.cuda.device_count())) if gpu else torch.device("cpu")
+    parameters = SCRIPTS[options.model].build_model(experiment(options.model, options)).parameters()
+    gradients = torch.zeros(sum(p.numel() for p in parameters), device=device)
+    seconds = []
+    for _ in range(options.repeats + 3):
+        if gpu:
+            torch.cuda.synchronize()
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(gradients)
+        if gpu:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    if dist.get_rank() == 0:
+        print(f"{options.model}: {gradients.nbytes / 2**20:.1f} MiB over {dist.get_world_size()} processes: "
+              f"{1e3 * statistics.median(seconds[3:]):.1f} ms (median of {options.repeats}); {describe(device)}")
+    dist.destroy_process_group()
