@@ -73,6 +73,7 @@ def trained(tmp_path_factory) -> Path:
     (("--vth_back", 0, "--u_rest_back", 2), "--u_rest_back (2.0) must be below the threshold (1.0)"),
     (("--schedule", 8, 4), "--schedule must list increasing epochs, not 8 4"),
     (("--schedule", 4, 4), "--schedule must list increasing epochs"),
+    (("--accumulate", 0), "--accumulate must be at least 1"),
     (("--gpu-id", "two"), "--gpu-id takes the number of a GPU"),
     (("--evaluate",), "--evaluate needs a checkpoint"),
     (("--manualSeed", -1), "--manualSeed must lie between"),

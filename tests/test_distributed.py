@@ -1,4 +1,5 @@
 """Several processes train the same network as one: real processes, gloo, on the CPU."""
+import argparse
 import os
 import pickle
 import signal
@@ -14,6 +15,7 @@ import torch
 from modules import FeedbackSNN, synapses
 from tests.cifar import make_batches
 from tests.processes import BRIEF, REPOSITORY, environment
+from utils import distributed
 
 # Dropout and augmentation are on; 38 images in batches of 4 make a last batch of 2, fewer than 3 processes.
 ALEXNET = ("cifar_alexnetf.py", *BRIEF, "--train-batch", 4, "--warmup", 0, "-t", 4, "-tb", 6, "-j", 0)
@@ -207,3 +209,21 @@ def test_restarts_of_the_launcher_go_on(images, alone, tmp_path) -> None:
     assert process.returncode == 0 and "resumed" in output, output
     for name, value in stored(tmp_path)["state_dict"].items():
         torch.testing.assert_close(value, stored(alone)["state_dict"][name], rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_several_gpus_start_a_process_each(monkeypatch) -> None:
+    """--gpu-id 0,1 hands over to PyTorch's launcher, which starts the same command line; its processes do not."""
+    handed = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("os.execv", lambda path, command: handed.append(command))
+    monkeypatch.setattr("sys.argv", ["cifar_alexnetf.py", "--gpu-id", "0,1", "-c", "run"])
+    args = argparse.Namespace(gpu_id="0,1")
+    distributed.start_processes(args)
+    assert handed[0][1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "cifar_alexnetf.py",
+                             "--gpu-id", "0,1", "-c", "run"]
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    distributed.start_processes(args)
+    monkeypatch.delenv("RANK")
+    distributed.start_processes(argparse.Namespace(gpu_id="1"))
+    assert len(handed) == 1
