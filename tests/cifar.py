@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 FILES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
@@ -18,6 +17,8 @@ FILES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_b
 
 def make_batches(root: Path, *, images: int = 8) -> Path:
     """Write the six files of CIFAR-10 with ``images`` coloured digits each; return their folder."""
+    from sklearn.datasets import load_digits  # slow to import, which the scripts run from here need not
+
     folder = root / CIFAR10.base_folder
     folder.mkdir(parents=True)
     digits, labels = load_digits(return_X_y=True)

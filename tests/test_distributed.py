@@ -33,17 +33,16 @@ def images(tmp_path_factory) -> Path:
     return root
 
 
-def launch(processes: int, module: str, *flags: object, launcher: tuple[str, ...] = ()) -> list[str]:
-    """The command line of ``torchrun`` for a script that runs through a test module."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *launcher,
-            "-m", module, *map(str, flags)]
+def launch(processes: int, float_type: str, *flags: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    """The command line of ``torchrun`` for a script with few channels; one process needs no launcher."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *launcher]
+    return [sys.executable, *(torchrun if processes > 1 else []), "-m", "tests.narrow", float_type, *map(str, flags)]
 
 
-def finish(processes: int, module: str, *flags: object, launcher: tuple[str, ...] = ()) -> str:
-    """Output of a job that ends well; one process needs no launcher."""
-    command = launch(processes, module, *flags, launcher=launcher) if processes > 1 else [
-        sys.executable, "-m", module, *map(str, flags)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=180)
+def finish(processes: int, float_type: str, *flags: object) -> str:
+    """Output of a job that ends well."""
+    done = subprocess.run(launch(processes, float_type, *flags), cwd=REPOSITORY, env=environment(), capture_output=True,
+                          text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -51,7 +50,7 @@ def finish(processes: int, module: str, *flags: object, launcher: tuple[str, ...
 @contextmanager
 def job(processes: int, *flags: object):
     """A job in the background."""
-    process = subprocess.Popen(launch(processes, "tests.cifar", *flags), cwd=REPOSITORY, env=environment(),
+    process = subprocess.Popen(launch(processes, "float32", *flags), cwd=REPOSITORY, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield process
@@ -94,7 +93,7 @@ def assert_close(a: Path, b: Path, tolerance: float) -> None:
 def alone(images, tmp_path_factory) -> Path:
     """The run that others are compared with: one process, float64, 25 iterations, two and a half epochs."""
     folder = tmp_path_factory.mktemp("alone")
-    finish(1, "tests.precise", *ALEXNET, "--path", images, "--max-iters", 25, "-c", folder)
+    finish(1, "float64", *ALEXNET, "--path", images, "--max-iters", 25, "-c", folder)
     assert stored(folder)["iteration"] == 25 and len(stored(folder)["history"]) == 2
     return folder
 
@@ -102,7 +101,7 @@ def alone(images, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("processes, flags", [(2, ()), (3, ()), (1, ("--accumulate", 4)), (2, ("--accumulate", 2))])
 def test_the_same_network_in_float64(processes, flags, images, alone, tmp_path) -> None:
     """Two or three processes, or a batch in parts: the weights of one process to 1e-10, and its log."""
-    output = finish(processes, "tests.precise", *ALEXNET, *flags, "--path", images, "--max-iters", 25, "-c", tmp_path)
+    output = finish(processes, "float64", *ALEXNET, *flags, "--path", images, "--max-iters", 25, "-c", tmp_path)
     assert_close(tmp_path, alone, 1e-10)
     assert output.count("finished after") == 1 and output.count("network    AlexNetF") == 1
 
@@ -110,7 +109,7 @@ def test_the_same_network_in_float64(processes, flags, images, alone, tmp_path) 
 def test_float32_within_rounding(images, tmp_path) -> None:
     """In float32 sums differ in their last bits: after five iterations by no more than that explains."""
     for processes in (1, 2):
-        finish(processes, "tests.cifar", *ALEXNET, "--path", images, "--max-iters", 5, "-c", tmp_path / str(processes))
+        finish(processes, "float32", *ALEXNET, "--path", images, "--max-iters", 5, "-c", tmp_path / str(processes))
     assert_close(tmp_path / "1", tmp_path / "2", 1e-4)
 
 
@@ -139,7 +138,7 @@ def test_resume_on_another_number_of_processes(images, alone, tmp_path) -> None:
     """Two processes stop in the middle of an epoch, three go on, one finishes: the weights of one all the way."""
     flags = (*ALEXNET, "--path", images, "-c", tmp_path, "--resume", "auto", "--max-iters")
     for processes, iterations in ((2, 7), (3, 16), (1, 25)):
-        finish(processes, "tests.precise", *flags, iterations)
+        finish(processes, "float64", *flags, iterations)
     first, second = stored(tmp_path), stored(alone)
     for name, value in first["state_dict"].items():
         torch.testing.assert_close(value, second["state_dict"][name], rtol=1e-10, atol=1e-10, msg=name)
@@ -148,9 +147,9 @@ def test_resume_on_another_number_of_processes(images, alone, tmp_path) -> None:
 
 def test_evaluation_counts_every_sample_once(images, tmp_path) -> None:
     """7 test images in batches of 3 over 2 processes: the accuracy and loss of one process."""
-    finish(1, "tests.cifar", *ALEXNET, "--path", images, "--max-iters", 1, "-c", tmp_path)
+    finish(1, "float32", *ALEXNET, "--path", images, "--max-iters", 1, "-c", tmp_path)
     flags = ("cifar_alexnetf.py", "--resume", tmp_path / "checkpoint.pth.tar", "-e", "--gpu-id", -1, "--test-batch", 3)
-    one, two = (finish(n, "tests.cifar", *flags).splitlines()[-1] for n in (1, 2))
+    one, two = (finish(n, "float32", *flags).splitlines()[-1] for n in (1, 2))
     assert one == two and one.startswith("test: loss")
 
 
@@ -178,7 +177,7 @@ def test_killed_launcher_does_not_leave_processes_behind(images, tmp_path) -> No
             assert time.monotonic() < deadline, "processes outlived their launcher"
             time.sleep(0.1)
     assert stored(tmp_path)["iteration"] >= 2
-    finish(1, "tests.cifar", *ALEXNET, "--path", images, "-c", tmp_path, "--resume", "auto",
+    finish(1, "float32", *ALEXNET, "--path", images, "-c", tmp_path, "--resume", "auto",
            "--max-iters", stored(tmp_path)["iteration"] + 1)
 
 
@@ -197,7 +196,7 @@ def test_a_killed_process_ends_the_job_with_a_word(images, tmp_path) -> None:
 def test_restarts_of_the_launcher_go_on(images, alone, tmp_path) -> None:
     """``--max-restarts`` with ``--resume auto``: a killed rank costs the iterations since the last checkpoint only."""
     flags = (*ALEXNET, "--path", images, "--save-every", 1, "-c", tmp_path, "--resume", "auto", "--max-iters", 25)
-    command = launch(2, "tests.precise", *flags, launcher=("--max-restarts=2",))
+    command = launch(2, "float64", *flags, launcher=("--max-restarts=2",))
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True)
     try:

@@ -88,14 +88,19 @@ class State(NamedTuple):
 def _updates_of(width):
     """The update of ``width`` channels of one pixel."""
     @njit(forceinline=True, **OPTIONS)
-    def update(plan, state, unit, channel, weights, positive, negative, ranges, bias, masked, current, at, weight,
-               dense):
+    def update(plan, state, unit, channel, L, positive, negative, ranges, current, at, weight, dense):
         """Integrate, fire, reset and count.
+
+        Args:
+            unit: the first, in the arrays of ``state``; channel: its number; L: row of ``Plan.layers``.
+            positive, negative, ranges: the spikes that arrive, see :func:`collect`.
+            current, at: from outside, and where this pixel's begins in it, or -1; weight: of a spike in the traces.
+            dense: where this pixel begins in ``State.dense``, or -1 if spikes do not go there.
 
         Returns:
             Bits of the units that send 1, that send -1, and that are beyond a threshold still; number that fired.
         """
-        spikes = state.spikes
+        spikes, weights, bias, masked = state.spikes, L[WEIGHTS], L[BIAS], L[MASKED]
         potential = load(state.potentials, unit, width)
         arriving = fill(plan.upper - plan.upper, width) if masked else potential
         for r in range(positive):
@@ -139,13 +144,12 @@ update64, update32, update16 = _updates_of(64), _updates_of(32), _updates_of(16)
 
 
 @njit(forceinline=True, **OPTIONS)
-def send(spikes, bits, row, channel_step, place, step):
-    """Write the numbers of the spikes in ``bits`` to ``place`` and on, forwards or backwards; return the next place."""
+def send(spikes, bits, number, channel_step, place, step):
+    """Write the numbers of the spikes in ``bits`` to ``place`` and on, forwards or backwards as ``step`` is 1 or -1."""
     while bits:
-        spikes[place] = row + lowest(bits) * channel_step
+        spikes[place] = number + lowest(bits) * channel_step
         bits &= bits - np.uint64(1)
         place += step
-    return place
 
 
 @njit(forceinline=True, **OPTIONS)
@@ -157,115 +161,138 @@ def pool(plan, state, unit, amount, masked, ranges, first, after):
             state.potentials[target] += amount * plan.keep[target] if masked else amount
 
 
+class Source(NamedTuple):
+    """The spikes that arrive at a layer: where its source's lists and pointers begin, its width and a list's length."""
+
+    spikes: int
+    pointers: int
+    width: int
+    capacity: int
+
+
+@njit(forceinline=True, **OPTIONS)
+def source_of(plan, source, layer, sample, parity):
+    """The spikes of layer ``source`` as ``layer`` takes them: of this step, or of the one before around the ring."""
+    S = plan.layers[source]
+    place = (parity if source < layer else 1 - parity) * plan.batch + sample
+    return Source(place * plan.spikes + S[SPIKES], place * plan.pointers + S[POINTERS], S[WIDTH],
+                  S[WIDTH] * S[CHANNELS])
+
+
+@njit(forceinline=True, **OPTIONS)
+def spikes_in_row(state, source, row):
+    """Number of spikes in a row of the source."""
+    end = source.pointers + 2 * (source.width + 1) * row + source.width
+    return state.pointers[end] + state.pointers[end + source.width + 1]
+
+
+@njit(forceinline=True, **OPTIONS)
+def collect(plan, state, source, windows, window, ranges):
+    """Find the spikes that reach a pixel.
+
+    Args:
+        windows: first and one after the last entry of ``Plan.row_windows``; window: of ``Plan.column_windows``.
+        ranges: receives a row for each range: its begin and end in ``State.spikes``, and what to add to a spike's
+            number for its row of weights; positive spikes from the first row on, negative ones from the last.
+
+    Returns:
+        Numbers of ranges of positive and of negative spikes.
+    """
+    first, after, shift = plan.column_windows[window, 0], plan.column_windows[window, 1], plan.column_windows[window, 2]
+    positive, negative = 0, 0
+    for w in range(windows[0], windows[1]):
+        row = plan.row_windows[w, 0]
+        if not spikes_in_row(state, source, row):
+            continue  # its pointers are those of an earlier step
+        up = source.pointers + 2 * (source.width + 1) * row
+        down = up + source.width + 1
+        begin = source.spikes + row * source.capacity
+        end = begin + source.capacity
+        if state.pointers[up + after] > state.pointers[up + first]:
+            ranges[positive, 0] = begin + state.pointers[up + first]
+            ranges[positive, 1] = begin + state.pointers[up + after]
+            ranges[positive, 2] = shift + plan.row_windows[w, 1]
+            positive += 1
+        if state.pointers[down + after] > state.pointers[down + first]:
+            negative += 1
+            r = ranges.shape[0] - negative
+            ranges[r, 0], ranges[r, 1] = end - state.pointers[down + after], end - state.pointers[down + first]
+            ranges[r, 2] = shift + plan.row_windows[w, 1]
+    return positive, negative
+
+
 @njit(**OPTIONS)
-def step_layer(plan, state, layer, source, writes, sample, parity, weight, current, frame, ranges):
+def step_layer(plan, state, layer, source_layer, writes, sample, parity, weight, current, frame, ranges):
     """One step of one layer of one sample.
 
     Args:
-        source: layer whose spikes it takes, or -1 for none; writes: spikes go to ``State.dense``, not to lists.
+        source_layer: whose spikes it takes, or -1 for none; writes: spikes go to ``State.dense``, not to lists.
         parity: which half of the lists this step writes.
         weight: of this step's spikes in the traces.
         current: values from outside; frame: where those of this sample begin, or -1 for none.
-        ranges: int64 ``(windows, 3)``, scratch: begin and end in the lists, and what to add for the row of weights.
+        ranges: int64 ``(windows, 3)``, scratch of :func:`collect`.
     """
     L = plan.layers[layer]
     height, width, padded = L[HEIGHT], L[WIDTH], L[PADDED]
-    units = sample * plan.units + L[UNITS]
-    row_capacity = width * L[CHANNELS]
-    own_list = (parity * plan.batch + sample) * plan.spikes + L[SPIKES]
-    own_pointers = (parity * plan.batch + sample) * plan.pointers + L[POINTERS]
-    dense_begin = plan.batch * L[UNITS] + sample * height * width * padded
-    always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0 or writes
-    source_width, source_list, source_pointers, source_capacity = 0, 0, 0, 0
-    if source >= 0:
-        S = plan.layers[source]
-        source_parity = parity if source < layer else 1 - parity
-        source_width, source_capacity = S[WIDTH], S[WIDTH] * S[CHANNELS]
-        source_list = (source_parity * plan.batch + sample) * plan.spikes + S[SPIKES]
-        source_pointers = (source_parity * plan.batch + sample) * plan.pointers + S[POINTERS]
-    line = source_width + 1  # pointers of one sign and row
-    waiting = sample * plan.rows + L[ROWS]
-    fired_total, sent_total = 0, 0
+    units, waiting = sample * plan.units + L[UNITS], sample * plan.rows + L[ROWS]
+    place = parity * plan.batch + sample
+    lists, line = place * plan.spikes + L[SPIKES], width * L[CHANNELS]
+    dense_units = plan.batch * L[UNITS] + sample * height * width * padded
+    source = source_of(plan, max(source_layer, 0), layer, sample, parity)
+    always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0 or writes  # what moves a potential without a spike
+    fired_in_all, sent_in_all = 0, 0
     for y in range(height):
         begin = plan.row_begins[L[WINDOW_ROWS] + y]
-        end = plan.row_begins[L[WINDOW_ROWS] + y + 1] if source >= 0 else begin
+        end = plan.row_begins[L[WINDOW_ROWS] + y + 1] if source_layer >= 0 else begin
         arriving = 0
         for w in range(begin, end):
-            p = source_pointers + 2 * line * plan.row_windows[w, 0] + source_width
-            arriving += state.pointers[p] + state.pointers[p + line]
-        pointers = own_pointers + 2 * (width + 1) * y
-        if not (always or arriving or state.waiting[waiting + y]):
-            state.pointers[pointers + width] = 0
-            state.pointers[pointers + 2 * width + 1] = 0
-            continue
-        list_begin = own_list + y * row_capacity
-        list_end = list_begin + row_capacity - 1
-        front, back = list_begin, list_end
-        still = np.uint64(0)
-        for x in range(width):
-            state.pointers[pointers + x] = front - list_begin
-            state.pointers[pointers + width + 1 + x] = list_end - back
-            positive, negative = 0, 0
-            if arriving:
-                window = plan.column_windows[L[WINDOW_COLUMNS] + x]
-                first, after, shift = window[0], window[1], window[2]
-                for w in range(begin, end):
-                    row = plan.row_windows[w, 0]
-                    p = source_pointers + 2 * line * row
-                    at = source_list + row * source_capacity
-                    if not state.pointers[p + source_width] + state.pointers[p + line + source_width]:
-                        continue  # a row that nothing reached: its other pointers are old
-                    a, b = state.pointers[p + first], state.pointers[p + after]
-                    if b > a:
-                        ranges[positive, 0], ranges[positive, 1] = at + a, at + b
-                        ranges[positive, 2] = shift + plan.row_windows[w, 1]
-                        positive += 1
-                    a, b = state.pointers[p + line + first], state.pointers[p + line + after]
-                    if b > a:
-                        negative += 1
-                        r = ranges.shape[0] - negative
-                        ranges[r, 0], ranges[r, 1] = at + source_capacity - b, at + source_capacity - a
-                        ranges[r, 2] = shift + plan.row_windows[w, 1]
-            if not (always or positive or negative or state.waiting[waiting + y]):
-                continue
-            unit = units + (y * width + x) * padded
-            if L[POOL]:
-                pool(plan, state, unit, plan.pool[layer], L[MASKED], ranges, 0, positive)
-                pool(plan, state, unit, -plan.pool[layer], L[MASKED], ranges, ranges.shape[0] - negative,
-                     ranges.shape[0])
+            arriving += spikes_in_row(state, source, plan.row_windows[w, 0])
+        up_pointers = place * plan.pointers + L[POINTERS] + 2 * (width + 1) * y
+        down_pointers = up_pointers + width + 1
+        front, back, beyond = 0, 0, np.uint64(0)  # spikes sent so far, of either sign, in this row
+        first, last = lists + y * line, lists + (y + 1) * line - 1
+        if always or arriving or state.waiting[waiting + y]:
+            for x in range(width):
+                state.pointers[up_pointers + x], state.pointers[down_pointers + x] = front, back
                 positive, negative = 0, 0
-            row = x * L[SPIKE_COLUMN]
-            at = frame + (y * width + x) * padded if frame >= 0 else -1
-            dense = dense_begin + (y * width + x) * padded if writes else -1
-            c = 0
-            while c < padded:
-                if padded - c >= 64:
-                    up, down, beyond, fired = update64(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
-                                                L[BIAS], L[MASKED], current, at, weight, dense)
-                    step = 64
-                elif padded - c >= 32:
-                    up, down, beyond, fired = update32(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
-                                                L[BIAS], L[MASKED], current, at, weight, dense)
-                    step = 32
-                else:
-                    up, down, beyond, fired = update16(plan, state, unit + c, c, L[WEIGHTS], positive, negative, ranges,
-                                                L[BIAS], L[MASKED], current, at, weight, dense)
-                    step = 16
-                still |= beyond
-                fired_total += fired
-                if dense >= 0:
-                    front += count(up)
-                    back -= count(down)
-                else:
-                    front = send(state.spikes, up, row + c * L[SPIKE_CHANNEL], L[SPIKE_CHANNEL], front, 1)
-                    back = send(state.spikes, down, row + c * L[SPIKE_CHANNEL], L[SPIKE_CHANNEL], back, -1)
-                c += step
-        state.pointers[pointers + width] = front - list_begin
-        state.pointers[pointers + 2 * width + 1] = list_end - back
-        state.waiting[waiting + y] = still != 0
-        sent_total += front - list_begin + list_end - back
-    state.fired[sample * len(plan.layers) + layer] += fired_total
-    state.sent[sample * len(plan.layers) + layer] += sent_total
+                if arriving:
+                    positive, negative = collect(plan, state, source, (begin, end), L[WINDOW_COLUMNS] + x, ranges)
+                if not (always or positive or negative or state.waiting[waiting + y]):
+                    continue
+                pixel = (y * width + x) * padded
+                if L[POOL]:
+                    other = ranges.shape[0] - negative
+                    pool(plan, state, units + pixel, plan.pool[layer], L[MASKED], ranges, 0, positive)
+                    pool(plan, state, units + pixel, -plan.pool[layer], L[MASKED], ranges, other, ranges.shape[0])
+                    positive, negative = 0, 0
+                at = frame + pixel if frame >= 0 else -1
+                dense = dense_units + pixel if writes else -1
+                channel = 0
+                while channel < padded:
+                    unit = units + pixel + channel
+                    if padded - channel >= 64:
+                        step = 64
+                        up, down, still, fired = update64(plan, state, unit, channel, L, positive, negative, ranges,
+                                                          current, at, weight, dense)
+                    elif padded - channel >= 32:
+                        step = 32
+                        up, down, still, fired = update32(plan, state, unit, channel, L, positive, negative, ranges,
+                                                          current, at, weight, dense)
+                    else:
+                        step = 16
+                        up, down, still, fired = update16(plan, state, unit, channel, L, positive, negative, ranges,
+                                                          current, at, weight, dense)
+                    fired_in_all, beyond = fired_in_all + fired, beyond | still
+                    if not writes:
+                        number = x * L[SPIKE_COLUMN] + channel * L[SPIKE_CHANNEL]
+                        send(state.spikes, up, number, L[SPIKE_CHANNEL], first + front, 1)
+                        send(state.spikes, down, number, L[SPIKE_CHANNEL], last - back, -1)
+                    front, back, channel = front + count(up), back + count(down), channel + step
+            state.waiting[waiting + y] = beyond != 0
+        state.pointers[up_pointers + width], state.pointers[down_pointers + width] = front, back
+        sent_in_all += front + back
+    state.fired[sample * len(plan.layers) + layer] += fired_in_all
+    state.sent[sample * len(plan.layers) + layer] += sent_in_all
 
 
 @njit(**OPTIONS)
