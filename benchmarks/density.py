@@ -23,7 +23,7 @@ from modules.engines import dense, event
 
 ENGINES = {"dense": dense, "event": event}
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5)
-GAINS = ((1, 0.01), (1, 0.1), (1.2, 0.3), (1.5, 0.5), (2, 1), (3, 2), (6, 5))  # of the weights; size of the gradient
+GAINS = ((1, 0.01), (1, 0.1), (1.5, 0.5), (2.4, 1.4), (6, 5))  # of the weights; size of the gradient
 BATCH = 16
 
 
