@@ -119,7 +119,7 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
         args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``manualSeed``, ``test_limit``
             (use the first so many test samples, or None for all), ``pin_memory`` (where a GPU can fetch it), and
             ``rank`` and ``ranks``, number of this process and of processes, which share every batch.
-        transform: from a training input to the network's, random or not, see :class:`Augmented`.
+        transform: from a training input to the network's, random or not, see :class:`Keyed`.
     """
     if args.test_limit is not None:
         test = Subset(test, range(min(args.test_limit, len(test))))
