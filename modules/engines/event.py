@@ -28,7 +28,7 @@ except ImportError:  # numba is not installed
 CHUNK = 8
 # Steps between two looks at which layers want a dense product. The first look is early, as a guess precedes it.
 FIRST_SEGMENT, SEGMENT = 2, 8
-# Nanoseconds of one thread on a Zen 4, fitted to single layers of the published networks; only ratios count. For each value
+# Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value
 # of a gathered row of weights, by the bytes of all rows, as these fit in the second or third cache or in neither; for a
 # multiplication in a product of whole tensors; and for what such a product costs besides, by unit of source and target.
 GATHERED = ((2**20, 0.052), (2**24, 0.068), (float("inf"), 0.17))
