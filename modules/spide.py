@@ -92,7 +92,7 @@ class SPIDE(torch.autograd.Function):
 
 def connection_gradients(connection: Connection, source: Tensor, error: Tensor,
                          wanted: tuple[bool, bool, bool]) -> list[Tensor | None]:
-    """Gradients of one connection for its input, weight and bias: the vector-Jacobian product of its current.
+    """Gradients of one connection for its input, weight and bias: ``W^T d``, ``d (x) a`` and the sum of ``d``.
 
     Args:
         connection: the synapse, its tensors and its dropout mask, which scales the gradients too.
@@ -100,15 +100,10 @@ def connection_gradients(connection: Connection, source: Tensor, error: Tensor,
         error: gradient ``d`` of the loss for the current, ``(batch, *output_shape)``.
         wanted: which of input, weight and bias to differentiate; the others come back as None.
     """
-    leaves = [t if t is None else t.detach().requires_grad_(want)
-              for t, want in zip((source, connection.weight, connection.bias), wanted)]
-    if not any(wanted):
-        return [None] * 3
-    with torch.enable_grad():
-        current = connection.synapse.current(*leaves, connection.output_shape)
     error = error if connection.dropout is None else error * connection.dropout
-    found = iter(torch.autograd.grad(current, [t for t, want in zip(leaves, wanted) if want], error))
-    return [next(found) if want else None for want in wanted]
+    synapse, weight, bias = connection.synapse, *connection.tensors
+    own = [synapse.transpose(error, weight, connection.input_shape) if wanted[0] else None]
+    return own + [*synapse.parameter_gradients(source, weight, bias, error, wanted[1:])]
 
 
 def _record_backward(statistics: SpikeStatistics, circuit: Circuit, output_beta: Tensor, fired: Tensor) -> None:

@@ -2,14 +2,16 @@
 
 A synapse owns its parameters and knows its geometry; the tensors that a simulation uses are handed to it, so that the
 same call serves a norm-restricted weight, another memory layout or a saved tensor. To add a kind of synapse, derive
-from :class:`Synapse` and define ``output_shape`` and ``current``; ``transpose`` is then found by automatic
-differentiation, and overriding it only makes it faster.
+from :class:`Synapse` and define ``output_shape`` and ``current``; ``transpose`` and ``parameter_gradients`` are then
+found by automatic differentiation, and overriding them only makes them faster.
 """
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 from torch.nn.utils import parametrize
 
 Shape = tuple[int, ...]
@@ -50,6 +52,13 @@ class Synapse(nn.Module, ABC):
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
         self.dropout = dropout
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "current" in vars(cls):  # what follows from another current must not be inherited
+            for name in ("transpose", "parameter_gradients"):
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(Synapse, name))
+
     @abstractmethod
     def output_shape(self, input_shape: Shape) -> Shape:
         """Shape of the current, without the batch dimension, for spikes of ``input_shape``."""
@@ -68,6 +77,23 @@ class Synapse(nn.Module, ABC):
             probe = spikes.new_zeros((len(spikes), *input_shape), requires_grad=True)
             current = self.current(probe, weight, None, tuple(spikes.shape[1:]))
         return torch.autograd.grad(current, probe, spikes)[0]
+
+    def parameter_gradients(self, source: Tensor, weight: Tensor | None, bias: Tensor | None, error: Tensor,
+                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients for weight and bias, the outer products ``error (x) source`` and ``error (x) 1``, over the batch.
+
+        Args:
+            source: pre-synaptic firing rates ``(batch, *input_shape)``.
+            error: gradient for the current, ``(batch, *output_shape)``.
+            wanted: which of the two to compute; the other comes back as None.
+        """
+        if not any(wanted):
+            return None, None
+        leaves = [t if t is None else t.detach().requires_grad_(want) for t, want in zip((weight, bias), wanted)]
+        with torch.enable_grad():
+            current = self.current(source, *leaves, tuple(error.shape[1:]))
+        found = iter(torch.autograd.grad(current, [t for t, want in zip(leaves, wanted) if want], error))
+        return tuple(next(found) if want else None for want in wanted)
 
     @property
     def stored_weight(self) -> nn.Parameter | None:
@@ -126,6 +152,11 @@ class Conv2d(Synapse):
         return F.conv_transpose2d(spikes, weight, None, self.stride, self.padding,
                                   _output_padding(self, spikes.shape[2:], input_shape[1:]))
 
+    def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
+                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+        return (conv2d_weight(source, weight.shape, error, self.stride, self.padding) if wanted[0] else None,
+                error.sum((0, 2, 3)) if wanted[1] else None)
+
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}"
 
@@ -154,6 +185,12 @@ class ConvTranspose2d(Conv2d):
     def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
         return F.conv2d(spikes, weight, None, self.stride, self.padding)
 
+    def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
+                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+        # The weight is that of a convolution from target to source: ``<W^T s, d> = <s, W d>``.
+        return (conv2d_weight(error, weight.shape, source, self.stride, self.padding) if wanted[0] else None,
+                error.sum((0, 2, 3)) if wanted[1] else None)
+
 
 class Linear(Synapse):
     """Fully connected synapse; spikes of any shape ``(batch, ...)`` are flattened to ``(batch, in_features)``.
@@ -179,6 +216,10 @@ class Linear(Synapse):
 
     def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
         return (spikes @ weight).unflatten(1, input_shape)
+
+    def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
+                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+        return error.T @ source.flatten(1) if wanted[0] else None, error.sum(0) if wanted[1] else None
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"

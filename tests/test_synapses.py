@@ -36,6 +36,40 @@ def test_transpose_is_adjoint(name: str) -> None:
         torch.testing.assert_close((spikes * back).sum(), product)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "pool" not in name])
+def test_parameter_gradients_are_those_of_the_current(name: str) -> None:
+    """The synapse's own formulas against automatic differentiation; what is not wanted comes back as None."""
+    torch.manual_seed(0)
+    make, shape = CASES[name]
+    synapse = make().double()
+    rates, error = torch.rand(2, *shape).double(), torch.randn(2, *synapse.output_shape(shape)).double()
+    arguments = rates, synapse.weight, synapse.bias, error
+    expected = Synapse.parameter_gradients(synapse, *arguments, (True, True))
+    assert expected[0].any() and expected[1].any()
+    for wanted in ((True, True), (True, False), (False, True), (False, False)):
+        for want, exact, found in zip(wanted, expected, synapse.parameter_gradients(*arguments, wanted)):
+            if want:
+                torch.testing.assert_close(found, exact)
+            else:
+                assert found is None
+
+
+def test_another_current_brings_its_own_transpose_and_gradients() -> None:
+    """Whoever derives from a synapse and changes its current does not inherit what belongs to the old one."""
+    class Doubled(Conv2d):
+        def current(self, spikes, weight, bias, output_shape):
+            return 2 * super().current(spikes, weight, bias, output_shape)
+
+    torch.manual_seed(0)
+    plain, doubled = Conv2d(2, 3, 3).double(), Doubled(2, 3, 3).double()
+    rates, error = torch.rand(2, 2, 5, 5).double(), torch.randn(2, 3, 5, 5).double()
+    torch.testing.assert_close(doubled.transpose(error, plain.weight, (2, 5, 5)),
+                               2 * plain.transpose(error, plain.weight, (2, 5, 5)))
+    arguments = rates, plain.weight, plain.bias, error, (True, True)
+    for found, once in zip(doubled.parameter_gradients(*arguments), plain.parameter_gradients(*arguments)):
+        torch.testing.assert_close(found, 2 * once)
+
+
 @pytest.mark.parametrize("height, width", [(7, 7), (8, 7), (7, 8), (8, 8)])
 def test_feedback_reaches_odd_and_even_sizes(height: int, width: int) -> None:
     """A transposed convolution of stride 2 leads back to the image that a convolution of stride 2 came from."""
