@@ -4,8 +4,10 @@ It lays a circuit out as a ring of layers (:mod:`modules.engines.kernels`), forw
 compiled loops, a few samples after another on each thread. A layer whose source spikes so often that the gathering of
 rows would cost more than a product of whole tensors gets that product, decided from the spikes of the steps before.
 """
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from modules.circuit import Circuit
 from modules.engines import dense
 from modules.engines.interface import BackwardResult, ForwardResult, unable
 from modules.engines.ring import Outcome, Ring, backward, forward
-from modules.engines.routes import as_image, padded, supports
+from modules.engines.routes import WIDTHS, as_image, blocks, padded, supports
 from modules.synapses import Shape, layout
 
 try:
@@ -24,15 +26,16 @@ try:
 except ImportError:  # numba is not installed
     kernels = None
 
-# Samples that a thread takes through a step together: they share the weights in its cache, and each costs room there.
-CHUNK = 8
-# Steps between two looks at which layers want a dense product. The first look is early, as a guess precedes it.
-FIRST_SEGMENT, SEGMENT = 2, 8
-# Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value
-# of a gathered row of weights, by the bytes of all rows, as these fit in the second or third cache or in neither; for a
-# multiplication in a product of whole tensors; and for what such a product costs besides, by unit of source and target.
-GATHERED = ((2**20, 0.052), (2**24, 0.068), (float("inf"), 0.17))
-MULTIPLIED, MOVED = 0.017, 2.0
+# Turns of each thread between two meetings: enough for one to take over what another has no time for.
+TURNS = 4
+# Least and most steps between two looks at which layers want a dense product: the first ones follow a guess.
+FIRST_SEGMENT, SEGMENT = 2, 32
+# Steps that a layer takes before the next one does where there is no feedback: its weights stay in the cache meanwhile.
+STRIDE = 8
+# Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value of a gathered
+# row of weights; for a multiplication in a product of whole tensors; and for what such a product costs besides, by unit
+# of source and target.
+GATHERED, MULTIPLIED, MOVED = 0.07, 0.017, 2.0
 
 
 @torch.no_grad()
@@ -76,29 +79,25 @@ def simulate(ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor
     """
     batch = len(ring.gates[0])
     plan = lay_out(ring, like)
-    state = at_rest(plan, counts)
-    weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.potentials.dtype)
+    state = at_rest(plan, steps, counts)
+    weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.traces.dtype)
     sent = np.zeros(len(ring.shapes))
-    products = chosen = frozenset()  # the layers that get a dense product, in the last step and in the next ones
+    products = frozenset()  # the layers that get a dense product
     step = 0
-    with Team(batch) as team:
+    with Team(batch, lambda: scratch(ring, plan)) as team:
         for current in currents:
             static = len(current) == 1 and step == 0 and steps > 1
             first, last = step, steps if static else step + len(current)
             while step < last:
-                after = min(last, step + (SEGMENT if step else FIRST_SEGMENT))
-                # What the last layer sent to the first is a step old, and still in the form that was chosen then.
-                begin = step + (step > 0 and (0 in products) != (0 in chosen))
-                parts = [(step, begin, chosen ^ {0})] if begin > step else []
-                parts += [(t, t + 1, chosen) for t in range(begin, after)] if chosen else [(begin, after, chosen)]
-                for t, t_after, products in parts:
+                after = min(last, step + min(max(step, FIRST_SEGMENT), SEGMENT))
+                for t, t_after in [(t, t + 1) for t in range(step, after)] if products else [(step, after)]:
                     own = current if static else current[t - first:t_after - first]
-                    advance(ring, plan, state, team, (t, t_after), weights, own, products, chosen)
+                    advance(ring, plan, state, team, (t, t_after), weights, own, products)
                 total = state.sent.reshape(batch, len(ring.shapes)).sum(0)
-                products, chosen = chosen, dense_layers(ring, (total - sent) / (after - step), batch)
+                products = dense_layers(ring, (total - sent) / (after - step), batch)
                 step, sent = after, total
-    traces = _layers_of(ring, plan, state.traces)
-    numbers = _layers_of(ring, plan, state.counts) if counts else traces
+    traces = _layers_of(ring, plan, state.traces, like)
+    numbers = _layers_of(ring, plan, state.counts, like) if counts else traces
     fired = torch.from_numpy(state.fired.reshape(batch, len(ring.shapes)).sum(0)).double()
     return Outcome(traces=traces, counts=numbers, fired=fired)
 
@@ -107,13 +106,17 @@ class Team:
     """Threads that share the samples of a batch, some at a time; the calling thread is one of them.
 
     They live as long as one simulation, so that processes may fork and simulations may run side by side.
+
+    Args:
+        batch: number of samples; tools: makes what each thread needs.
     """
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, tools: Callable[[], Any]) -> None:
         threads = torch.get_num_threads()
-        size = max(1, -(-batch // (threads * -(-batch // (threads * CHUNK)) or 1)))  # as many chunks for each thread
+        size = max(1, -(-batch // (threads * TURNS)))
         self.chunks = [(begin, min(begin + size, batch)) for begin in range(0, batch, size)]
-        self.helpers = min(threads, len(self.chunks)) - 1
+        self.helpers = max(0, min(threads, len(self.chunks)) - 1)
+        self._tools = [tools() for _ in range(self.helpers + 1)]
         self._pool = ThreadPoolExecutor(self.helpers) if self.helpers > 0 else None
 
     def __enter__(self) -> "Team":
@@ -123,16 +126,16 @@ class Team:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def share(self, work: Callable[[tuple[int, int]], None]) -> None:
-        """Call ``work`` for the first and the one after the last sample of every chunk."""
+    def share(self, work: Callable[[tuple[int, int], Any], None]) -> None:
+        """Call ``work`` for the first and the one after the last sample of every chunk, and a thread's tools."""
         chunks = iter(self.chunks)
 
-        def take_turns() -> None:
+        def take_turns(tools: Any) -> None:
             for chunk in chunks:
-                work(chunk)
+                work(chunk, tools)
 
-        others = [self._pool.submit(take_turns) for _ in range(self.helpers)]
-        take_turns()
+        others = [self._pool.submit(take_turns, tools) for tools in self._tools[1:]]
+        take_turns(self._tools[0])
         for other in others:
             other.result()
 
@@ -144,78 +147,90 @@ def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
     images = [as_image(shape) for shape in ring.shapes]
     layers = np.zeros((len(images), k.COLUMNS), np.int64)
     layers[:, (k.CHANNELS, k.HEIGHT, k.WIDTH)] = images
-    layers[:, k.PADDED] = [padded(channels) for channels, _, _ in images]
+    layers[:, k.BLOCK] = [WIDTHS[-1] if route is None else route.block for route in ring.routes]
+    layers[:, k.PADDED] = [padded(*pair) for pair in layers[:, (k.CHANNELS, k.BLOCK)].tolist()]
     area = layers[:, k.HEIGHT] * layers[:, k.WIDTH]
-    sizes = {k.UNITS: area * layers[:, k.PADDED], k.ROWS: layers[:, k.HEIGHT], k.SPIKES: area * layers[:, k.CHANNELS],
-             k.POINTERS: 2 * layers[:, k.HEIGHT] * (layers[:, k.WIDTH] + 1)}
+    sizes = {k.UNITS: area * layers[:, k.PADDED], k.SPIKES: area * layers[:, k.CHANNELS],
+             k.POINTERS: 2 * layers[:, k.HEIGHT] * (layers[:, k.WIDTH] + 1),
+             k.WORDS: area * -(-layers[:, k.PADDED] // k.WORD)}
     for column, own in sizes.items():
         layers[:, column] = own.cumsum() - own
     weights, biases, begins, windows, columns = [], [], [], [], []
-    for layer, (route_, bias) in enumerate(zip(ring.routes, ring.biases)):
-        source = (layer - 1) % len(images)
+    for layer, (route, bias) in enumerate(zip(ring.routes, ring.biases)):
         L = layers[layer]
         L[k.SOURCE], L[k.BIAS] = -1, -1
         L[k.MASKED] = layer == 0 and ring.keep is not None
-        if route_ is None:
+        if route is None:
             continue
-        L[k.SOURCE], L[k.POOL] = source, route_.weight is None
-        layers[source, (k.SPIKE_COLUMN, k.SPIKE_CHANNEL)] = route_.column_step, route_.row
-        row_begins, row_windows = route_.row_windows
+        L[k.SOURCE] = (layer - 1) % len(images)
+        L[k.POOL], L[k.WEIGHT_ROWS] = route.weight is None, route.rows
+        layers[layer - 1, k.SPIKE_COLUMN] = route.column_step
+        row_begins, row_windows = route.row_windows
         L[k.WINDOW_ROWS], L[k.WINDOW_COLUMNS] = len(begins), len(columns)
         begins += [len(windows) + n for n in row_begins]
         windows += row_windows
-        columns += route_.column_windows
+        columns += route.column_windows
         L[k.WEIGHTS] = sum(map(len, weights))
-        weights.append(route_.weights())
+        weights.append(route.weights())
         if bias is not None:
             L[k.BIAS] = sum(map(len, biases))
             biases.append(F.pad(bias, (0, int(L[k.PADDED]) - len(bias))))
-    units = int(sizes[k.UNITS].sum())
+    total = {column: int(own.sum()) for column, own in sizes.items()}
+    closed = ring.routes[0] is not None
     return k.Plan(
         layers=layers, weights=_joined(weights, like), bias=_joined(biases, like),
         row_begins=np.array(begins, np.int64), row_windows=np.array(windows, np.int64).reshape(-1, 2),
         column_windows=np.array(columns, np.int64).reshape(-1, 3),
         pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers),
-        gate=np.packbits(_units_of(ring, layers, ring.gates, units, np.uint8), bitorder="little"),
-        keep=np.empty(0, numbers) if ring.keep is None else _units_of(ring, layers, [ring.keep], units, numbers),
+        gate=np.concatenate([_bits(gate, L) for gate, L in zip(ring.gates, layers)], axis=1).reshape(-1),
+        keep=np.empty(0, numbers) if ring.keep is None else _kept(ring.keep, layers[0], total[k.UNITS], numbers),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
-        batch=batch, units=units, rows=int(sizes[k.ROWS].sum()), spikes=int(sizes[k.SPIKES].sum()),
-        pointers=int(sizes[k.POINTERS].sum()))
+        batch=batch, units=total[k.UNITS], spikes=total[k.SPIKES], pointers=total[k.POINTERS],
+        words=total[k.WORDS], slots=2 if closed else STRIDE, stride=1 if closed else STRIDE)
 
 
-def at_rest(plan: "kernels.Plan", counts: bool) -> "kernels.State":
+def at_rest(plan: "kernels.Plan", steps: int, counts: bool) -> "kernels.State":
     """Potentials of 0, and no spikes."""
-    batch, layers, numbers = plan.batch, len(plan.layers), plan.weights.dtype
+    units, layers, numbers = plan.batch * plan.units, len(plan.layers), plan.weights.dtype
+    whole = np.int16 if steps < 2**15 else np.int32
     return kernels.State(
-        potentials=np.zeros(batch * plan.units, numbers), traces=np.zeros(batch * plan.units, numbers),
-        counts=np.zeros(batch * plan.units if counts else 0, numbers),
-        spikes=np.empty(2 * batch * plan.spikes, np.int32), pointers=np.zeros(2 * batch * plan.pointers, np.int32),
-        dense=np.empty(batch * plan.units, numbers), waiting=np.zeros(batch * plan.rows, np.uint8),
-        fired=np.zeros(batch * layers, np.int64), sent=np.zeros(batch * layers, np.int64))
+        potentials=np.zeros(units, numbers), traces=np.zeros(units, whole if plan.leak == 1 else numbers),
+        counts=np.zeros(units if counts else 0, whole),
+        spikes=np.empty(plan.slots * plan.batch * plan.spikes + kernels.ROOM, np.int32),
+        pointers=np.zeros(plan.slots * plan.batch * plan.pointers, np.int32),
+        waiting=np.zeros(plan.batch * layers, np.uint8),
+        fired=np.zeros(plan.batch * layers, np.int64), sent=np.zeros(plan.batch * layers, np.int64))
+
+
+def scratch(ring: Ring, plan: "kernels.Plan") -> "kernels.Scratch":
+    """Room for one step of any layer; memory that no spike needs is never touched."""
+    areas = plan.layers[:, kernels.HEIGHT] * plan.layers[:, kernels.WIDTH]
+    reach = [0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes]
+    bits = plan.words * kernels.WORD // 8
+    return kernels.Scratch(
+        visits=np.empty(4 * areas.max(initial=0), np.int64),
+        rows=np.empty((areas * reach).max(initial=0) + kernels.ROOM, np.int32),
+        up=np.zeros(bits, np.uint8), down=np.zeros(bits, np.uint8))
 
 
 def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, steps: tuple[int, int],
-            weights: np.ndarray, current: Tensor, products: frozenset[int], next_products: frozenset[int]) -> None:
+            weights: np.ndarray, current: Tensor, products: frozenset[int]) -> None:
     """Advance all layers by ``steps``, first and one after the last; by a single one if there are ``products``.
 
     Args:
         current: into the first layer, ``(frames, batch, *shape)``, of these steps or one frame for all.
-        products: the layers whose currents are products of whole tensors; next_products: in the step after.
+        products: the layers whose currents are products of whole tensors.
     """
-    last = len(ring.shapes) - 1
-    writes = sum(1 << layer - 1 for layer in products if layer) + (0 in next_products) * (1 << last)
-    scratch = 2 * max(1, int(np.diff(plan.row_begins, append=0).max(initial=0))) + 1
     starts = sorted({0, *products})
     for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
-        dense_product = first in products
+        outside, dense_product = current if first == 0 else None, first in products
         if dense_product:
-            arrived = ring.products[first](_spikes(ring, plan, state, first))
-            own = current[0] + arrived if first == 0 else arrived
-        outside = _flat(own[None] if dense_product else current) if dense_product or first == 0 else None
-        frames = 0 if outside is None else len(current) if first == 0 else 1
-        what = (first, after), steps, weights, outside, frames, dense_product, writes
-        team.share(lambda samples, what=what:
-                   kernels.simulate(plan, state, samples, *what, np.empty((scratch, 3), np.int64)))
+            arrived = ring.products[first](_spikes(ring, plan, state, team, first, steps[0]))[None]
+            outside = arrived if outside is None else outside + arrived
+        frames = 0 if outside is None else len(outside)
+        outside = None if outside is None else _pixels(outside.flatten(0, 1), plan.layers[first]).view(-1).numpy()
+        what = (first, after), steps, weights, outside, frames, dense_product
+        team.share(lambda samples, tools, what=what: kernels.simulate(plan, state, tools, samples, *what))
 
 
 def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
@@ -230,57 +245,60 @@ def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
             continue
         source, target = (torch.Size(shape).numel() for shape in (route_.source, route_.target))
         products = route_.multiplications
-        size = route_.weight.numel() * route_.weight.element_size()
-        per_value = next(cost for limit, cost in GATHERED if size <= limit)
-        gathered = sent[layer - 1] * products / source * per_value
+        gathered = sent[layer - 1] * products / source * GATHERED
         if gathered > batch * (products * MULTIPLIED + (source + target) * MOVED):
             chosen.add(layer)
     return frozenset(chosen)
 
 
-def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", target: int) -> Tensor:
+def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, target: int, step: int) -> Tensor:
     """The spikes that arrive at a layer, as a tensor of -1, 0 and 1, ``(batch, *shape of the source)``."""
-    source = target - 1 if target else len(ring.shapes) - 1
-    _, height, width = as_image(ring.shapes[source])
-    L = plan.layers[source]
-    begin, size = plan.batch * L[kernels.UNITS], plan.batch * height * width * L[kernels.PADDED]
-    own = torch.from_numpy(state.dense[begin:begin + size]).view(plan.batch, height, width, -1)
-    return _from_units(own, ring.shapes[source])
+    source = (target - 1) % len(ring.shapes)
+    channels, height, width = as_image(ring.shapes[source])
+    pixels = torch.zeros((plan.batch, height, width, channels), dtype=torch.from_numpy(state.potentials).dtype)
+    flat, fired = pixels.view(-1).numpy(), step if target else step - 1
+    team.share(lambda samples, _: kernels.spread(plan, state, source, samples, fired, flat))
+    return _as_layer(pixels, ring.shapes[source])
 
 
-def _flat(current: Tensor) -> np.ndarray:
-    """Currents ``(frames, batch, *shape)`` as kernels read them: pixel by pixel, channels padded."""
-    return _to_units(current.flatten(0, 1)).reshape(-1).numpy()
-
-
-def _to_units(tensor: Tensor) -> Tensor:
-    """``(n, *shape)`` as contiguous ``(n, height, width, padded channels)``; a view where it is laid out so already."""
+def _pixels(tensor: Tensor, L: np.ndarray) -> Tensor:
+    """``(n, *shape)`` of the layer ``L`` as contiguous ``(n, height, width, padded channels)``, a view if it can be."""
     image = tensor.movedim(1, -1) if tensor.ndim == 4 else tensor[:, None, None]
-    return F.pad(image, (0, padded(image.shape[-1]) - image.shape[-1])).contiguous()
+    return F.pad(image, (0, int(L[kernels.PADDED]) - image.shape[-1])).contiguous()
 
 
-def _from_units(units: Tensor, shape: Shape) -> Tensor:
-    """The reverse of :func:`_to_units`, in the memory layout of simulations."""
-    image = units[..., :shape[0]].movedim(-1, 1).reshape(-1, *shape)
+def _as_layer(pixels: Tensor, shape: Shape) -> Tensor:
+    """The reverse of :func:`_pixels`, in the memory layout of simulations."""
+    image = pixels[..., :shape[0]].movedim(-1, 1).reshape(-1, *shape)
     return image.contiguous(memory_format=layout(image))
 
 
-def _layers_of(ring: Ring, plan: "kernels.Plan", array: np.ndarray) -> list[Tensor]:
-    """A tensor ``(batch, *shape)`` for each layer from an array of units."""
-    rows, found = torch.from_numpy(array).view(plan.batch, plan.units), []
+def _bits(gate: Tensor, L: np.ndarray) -> np.ndarray:
+    """A gate ``(batch, *shape)`` as bytes ``(batch, n)``, a bit for each unit, pixel by pixel in whole words."""
+    pixels = _pixels(gate, L)
+    words = F.pad(pixels, (0, -pixels.shape[-1] % kernels.WORD))
+    return np.packbits(words.flatten(1).numpy(), axis=1, bitorder="little")
+
+
+def _layers_of(ring: Ring, plan: "kernels.Plan", array: np.ndarray, like: Tensor) -> list[Tensor]:
+    """A tensor ``(batch, *shape)`` of the type of ``like`` for each layer from an array of units."""
+    units, found = torch.from_numpy(array).view(plan.batch, plan.units), []
     for L, shape in zip(plan.layers, ring.shapes):
-        size = L[kernels.HEIGHT] * L[kernels.WIDTH] * L[kernels.PADDED]
-        own = rows[:, L[kernels.UNITS]:L[kernels.UNITS] + size]
-        found.append(_from_units(own.unflatten(1, tuple(L[[kernels.HEIGHT, kernels.WIDTH, kernels.PADDED]])), shape))
+        size, pixels = L[[kernels.HEIGHT, kernels.WIDTH]].tolist(), []
+        for channel, width in blocks(*L[[kernels.PADDED, kernels.BLOCK]].tolist()):
+            begin = int(L[kernels.UNITS]) + channel * math.prod(size)
+            pixels.append(units[:, begin:begin + width * math.prod(size)].unflatten(1, (*size, width)))
+        found.append(_as_layer(torch.cat(pixels, -1).to(like.dtype), shape))
     return found
 
 
-def _units_of(ring: Ring, layers: np.ndarray, tensors: list[Tensor], units: int, dtype: type) -> np.ndarray:
-    """The reverse of :func:`_layers_of`, flat, for the first layers of a ring; the rest is not initialised."""
-    array = np.empty((len(tensors[0]), units), dtype)
-    for L, tensor in zip(layers, tensors):
-        own = _to_units(tensor).flatten(1)
-        array[:, L[kernels.UNITS]:L[kernels.UNITS] + own.shape[1]] = own.numpy()
+def _kept(keep: Tensor, L: np.ndarray, units: int, dtype: type) -> np.ndarray:
+    """``Ring.keep`` as an array of units, of which those behind the first layer, ``L``, are not set."""
+    pixels = _pixels(keep, L).flatten(1, 2)
+    parts = [pixels[..., channel:channel + width].flatten(1)
+             for channel, width in blocks(*L[[kernels.PADDED, kernels.BLOCK]].tolist())]
+    array = np.empty((len(keep), units), dtype)
+    array[:, :pixels[0].numel()] = torch.cat(parts, 1).numpy()
     return array.reshape(-1)
 
 

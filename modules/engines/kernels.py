@@ -1,4 +1,4 @@
-"""The compiled loops of the event engine: gather the rows of spikes, integrate, fire, reset and emit, in one pass.
+"""The compiled loops of the event engine: list what arrives, add its rows of weights, integrate, fire, reset, send.
 
 Layers form a ring in the order of simulation, and the same loops run both phases. A forward ring is layer 0 to N-1,
 closed by the feedback synapse; a backward ring is layer N-1 to 0, closed by the transpose of the feedback synapse.
@@ -9,24 +9,45 @@ Spikes of an image row lie behind one another, from left to right, as numbers of
 :mod:`modules.engines.routes`); of ternary spikes the positive ones stand at the front of the row's list, the negative
 ones at its end. For each column it is known how many came before it. So what one row of a window adds to a target pixel
 is one range of one list, whatever kernel, stride or direction.
+
+A layer takes a step in three parts: :func:`visit` joins these ranges to one list for each pixel; ``update`` adds the
+rows of weights of a pixel's list to its potentials, one block of channels after another, and notes what fires as bits;
+:func:`send` makes the lists of this step of them.
 """
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from modules.engines.lanes import at_least, at_most, count, fill, load, load_bits, lowest, store, subtract_where
+from modules.engines.lanes import (
+    at,
+    at_least,
+    at_most,
+    count,
+    fill,
+    load,
+    load_bits,
+    lowest,
+    moved,
+    put,
+    store,
+    store_bits,
+    subtract_where,
+)
 
 # No reference counts, which threads would contend for: the loops allocate nothing.
 OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+ROOM = 16  # numbers behind lists, as they are read and written in whole vectors
+WORD = 64  # bits in which the spikes of a pixel are handled together
 
 # What is known of a layer: indices of the columns of Plan.layers.
-(HEIGHT, WIDTH, CHANNELS, PADDED,  # its image; channels without and with padding
- UNITS, ROWS, SPIKES, POINTERS,  # where its units, image rows, lists and pointers begin among those of a sample
- SPIKE_COLUMN, SPIKE_CHANNEL,  # what a spike's number grows by per column and channel; 0 and 0 if nobody listens
- SOURCE, WEIGHTS, BIAS, POOL, MASKED,  # source layer or -1; where weights and bias (or -1) begin; kinds of route
+(HEIGHT, WIDTH, CHANNELS, PADDED, BLOCK,  # its image; channels with padding, and of one block
+ UNITS, SPIKES, POINTERS, WORDS,  # where its units, lists, pointers, words begin among a sample's
+ SPIKE_COLUMN,  # what a spike's number grows by from column to column
+ SOURCE, WEIGHTS, WEIGHT_ROWS, BIAS,  # source layer or -1; where weights and bias (or -1) begin; rows of weights
+ POOL, MASKED,  # kinds of route
  WINDOW_ROWS, WINDOW_COLUMNS,  # where the windows of its route begin
- COLUMNS) = range(18)
+ COLUMNS) = range(19)
 
 
 class Plan(NamedTuple):
@@ -36,10 +57,12 @@ class Plan(NamedTuple):
         layers: ``(layers, COLUMNS)``, int64.
         weights, bias: of all routes; row_begins, row_windows, column_windows: of all routes, see ``Route``.
         pool: factor of a pooling route, per layer.
-        gate: uint8, a bit for each unit, ``(batch * units / 8)``; where 0, a spike is counted but not sent.
+        gate: uint8, a bit for each unit, ``(batch * words * 8)``; where 0, a spike is counted but not sent.
         keep: ``(batch * units)``, factor on what reaches the first layer by the closing route, or empty.
         upper, lower, quantum, leak: of the neurons; ``lower`` is -inf for neurons that fire one sign only.
-        batch: number of samples; units, rows, spikes, pointers: of one sample in the arrays of :class:`State`.
+        batch: number of samples; units, spikes, pointers, words: of one sample in the arrays.
+        slots: number of steps whose spikes are kept; stride: steps that a layer takes before the next one does, 1 if
+            the ring is closed.
     """
 
     layers: np.ndarray
@@ -57,20 +80,22 @@ class Plan(NamedTuple):
     leak: np.floating
     batch: int
     units: int
-    rows: int
     spikes: int
     pointers: int
+    words: int
+    slots: int
+    stride: int
 
 
 class State(NamedTuple):
     """What changes from step to step, for all samples.
 
     Attributes:
-        potentials: ``(batch * units)``; traces: weighted sums of spikes; counts: numbers of spikes, or empty
-            where traces are just that.
-        spikes: int32 ``(2, batch * spikes)``, lists of this step and the one before; pointers: int32, likewise.
-        dense: spikes as -1, 0 and 1 of the layers that write them so, ``(batch, units)`` of each layer behind another.
-        waiting: uint8 ``(batch * rows of images)``, whether a unit of the row is still beyond a threshold.
+        potentials: ``(batch * units)``, of each layer block by block of channels, ``(pixels, channels of the block)``.
+        traces: likewise, weighted sums of spikes, whole numbers where they do not leak; counts: likewise, numbers of
+            spikes, or empty where traces are just that.
+        spikes: int32 ``(slots, batch * spikes)``, lists, and some room behind them; pointers: int32, likewise.
+        waiting: uint8 ``(batch * layers)``, whether a unit of the layer is still beyond a threshold.
         fired, sent: int64 ``(batch * layers)``, numbers of spikes so far, and of those that passed the gate.
     """
 
@@ -79,86 +104,25 @@ class State(NamedTuple):
     counts: np.ndarray
     spikes: np.ndarray
     pointers: np.ndarray
-    dense: np.ndarray
     waiting: np.ndarray
     fired: np.ndarray
     sent: np.ndarray
 
 
-def _updates_of(width):
-    """The update of ``width`` channels of one pixel."""
-    @njit(forceinline=True, **OPTIONS)
-    def update(plan, state, unit, channel, L, positive, negative, ranges, current, at, weight, dense):
-        """Integrate, fire, reset and count.
+class Scratch(NamedTuple):
+    """What one thread needs for one step of one layer of one sample.
 
-        Args:
-            unit: the first, in the arrays of ``state``; channel: its number; L: row of ``Plan.layers``.
-            positive, negative, ranges: the spikes that arrive, see :func:`collect`.
-            current, at: from outside, and where this pixel's begins in it, or -1; weight: of a spike in the traces.
-            dense: where this pixel begins in ``State.dense``, or -1 if spikes do not go there.
+    Attributes:
+        visits: int64 ``(pixels * 4)``, for each pixel that changes its number, and where in ``rows`` the spikes that
+            reach it begin, where the negative ones do, and where they end.
+        rows: int32, the rows of weights of spikes, as numbers.
+        up, down: uint8, bits of the units that fire, laid out as in ``Plan.gate``.
+    """
 
-        Returns:
-            Bits of the units that send 1, that send -1, and that are beyond a threshold still; number that fired.
-        """
-        spikes, weights, bias, masked = state.spikes, L[WEIGHTS], L[BIAS], L[MASKED]
-        potential = load(state.potentials, unit, width)
-        arriving = fill(plan.upper - plan.upper, width) if masked else potential
-        for r in range(positive):
-            row = ranges[r, 2] + weights + channel
-            for e in range(ranges[r, 0], ranges[r, 1]):
-                arriving = arriving + load(plan.weights, row + spikes[e], width)
-        for r in range(ranges.shape[0] - negative, ranges.shape[0]):
-            row = ranges[r, 2] + weights + channel
-            for e in range(ranges[r, 0], ranges[r, 1]):
-                arriving = arriving - load(plan.weights, row + spikes[e], width)
-        if bias >= 0:
-            arriving = arriving + load(plan.bias, bias + channel, width)
-        if masked:
-            arriving = potential + arriving * load(plan.keep, unit, width)
-        if at >= 0:
-            arriving = arriving + load(current, at + channel, width)
-        up, down = at_least(arriving, plan.upper), at_most(arriving, plan.lower)
-        beyond, gate = np.uint64(0), load_bits(plan.gate, unit, width)
-        if dense >= 0:
-            one = weight / weight
-            sent = subtract_where(fill(weight - weight, width), up & gate, -one)
-            store(state.dense, dense + channel, subtract_where(sent, down & gate, one))
-        if up | down:
-            arriving = subtract_where(arriving, up, plan.quantum)
-            arriving = subtract_where(arriving, down, -plan.quantum)
-            beyond = at_least(arriving, plan.upper) | at_most(arriving, plan.lower)
-            trace = subtract_where(load(state.traces, unit, width), up, -weight)
-            store(state.traces, unit, subtract_where(trace, down, weight))
-            if state.counts.size:
-                spikes_before = load(state.counts, unit, width)
-                store(state.counts, unit, subtract_where(spikes_before, up | down, -(weight / weight)))
-        if plan.leak != 1:
-            arriving = arriving * fill(plan.leak, width)
-        store(state.potentials, unit, arriving)
-        return up & gate, down & gate, beyond, count(up | down)
-
-    return update
-
-
-update64, update32, update16 = _updates_of(64), _updates_of(32), _updates_of(16)
-
-
-@njit(forceinline=True, **OPTIONS)
-def send(spikes, bits, number, channel_step, place, step):
-    """Write the numbers of the spikes in ``bits`` to ``place`` and on, forwards or backwards as ``step`` is 1 or -1."""
-    while bits:
-        spikes[place] = number + lowest(bits) * channel_step
-        bits &= bits - np.uint64(1)
-        place += step
-
-
-@njit(forceinline=True, **OPTIONS)
-def pool(plan, state, unit, amount, masked, ranges, first, after):
-    """Add ``amount`` to the channel that each spike of the ranges ``first`` to ``after`` is the number of."""
-    for r in range(first, after):
-        for e in range(ranges[r, 0], ranges[r, 1]):
-            target = unit + state.spikes[e]
-            state.potentials[target] += amount * plan.keep[target] if masked else amount
+    visits: np.ndarray
+    rows: np.ndarray
+    up: np.ndarray
+    down: np.ndarray
 
 
 class Source(NamedTuple):
@@ -171,10 +135,10 @@ class Source(NamedTuple):
 
 
 @njit(forceinline=True, **OPTIONS)
-def source_of(plan, source, layer, sample, parity):
-    """The spikes of layer ``source`` as ``layer`` takes them: of this step, or of the one before around the ring."""
+def source_of(plan, source, sample, step):
+    """The spikes that layer ``source`` fired in ``step``."""
     S = plan.layers[source]
-    place = (parity if source < layer else 1 - parity) * plan.batch + sample
+    place = step % plan.slots * plan.batch + sample
     return Source(place * plan.spikes + S[SPIKES], place * plan.pointers + S[POINTERS], S[WIDTH],
                   S[WIDTH] * S[CHANNELS])
 
@@ -183,139 +147,277 @@ def source_of(plan, source, layer, sample, parity):
 def spikes_in_row(state, source, row):
     """Number of spikes in a row of the source."""
     end = source.pointers + 2 * (source.width + 1) * row + source.width
-    return state.pointers[end] + state.pointers[end + source.width + 1]
+    return at(state.pointers, end) + at(state.pointers, end + source.width + 1)
 
 
 @njit(forceinline=True, **OPTIONS)
-def collect(plan, state, source, windows, window, ranges):
-    """Find the spikes that reach a pixel.
+def append(target, place, source, begin, end, shift):
+    """Write ``source[begin:end] + shift`` to ``target[place]`` and on, and return where this ends.
+
+    Whole vectors are written: what they hold beyond the end is overwritten or ignored later.
+    """
+    for first in range(begin, end, ROOM):
+        store(target, place + first - begin, moved(load(source, first, ROOM), shift))
+    return place + end - begin
+
+
+@njit(forceinline=True, **OPTIONS)
+def collect(plan, state, source, windows, window, negative, rows, place):
+    """List the spikes of one sign that reach a pixel.
 
     Args:
         windows: first and one after the last entry of ``Plan.row_windows``; window: of ``Plan.column_windows``.
-        ranges: receives a row for each range: its begin and end in ``State.spikes``, and what to add to a spike's
-            number for its row of weights; positive spikes from the first row on, negative ones from the last.
+        rows, place: where the list goes.
 
     Returns:
-        Numbers of ranges of positive and of negative spikes.
+        Where the list ends.
     """
     first, after, shift = plan.column_windows[window, 0], plan.column_windows[window, 1], plan.column_windows[window, 2]
-    positive, negative = 0, 0
     for w in range(windows[0], windows[1]):
         row = plan.row_windows[w, 0]
         if not spikes_in_row(state, source, row):
             continue  # its pointers are those of an earlier step
-        up = source.pointers + 2 * (source.width + 1) * row
-        down = up + source.width + 1
-        begin = source.spikes + row * source.capacity
-        end = begin + source.capacity
-        if state.pointers[up + after] > state.pointers[up + first]:
-            ranges[positive, 0] = begin + state.pointers[up + first]
-            ranges[positive, 1] = begin + state.pointers[up + after]
-            ranges[positive, 2] = shift + plan.row_windows[w, 1]
-            positive += 1
-        if state.pointers[down + after] > state.pointers[down + first]:
-            negative += 1
-            r = ranges.shape[0] - negative
-            ranges[r, 0], ranges[r, 1] = end - state.pointers[down + after], end - state.pointers[down + first]
-            ranges[r, 2] = shift + plan.row_windows[w, 1]
-    return positive, negative
+        pointers = source.pointers + (2 * row + negative) * (source.width + 1)
+        begin, end = at(state.pointers, pointers + first), at(state.pointers, pointers + after)
+        if negative:
+            begin, end = source.capacity - end, source.capacity - begin
+        list_ = source.spikes + row * source.capacity
+        place = append(rows, place, state.spikes, list_ + begin, list_ + end, shift + plan.row_windows[w, 1])
+    return place
 
 
 @njit(**OPTIONS)
-def step_layer(plan, state, layer, source_layer, writes, sample, parity, weight, current, frame, ranges):
-    """One step of one layer of one sample.
+def visit(plan, state, scratch, layer, source, sample, always):
+    """List the pixels of a layer that change, and the spikes that reach each.
 
     Args:
-        source_layer: whose spikes it takes, or -1 for none; writes: spikes go to ``State.dense``, not to lists.
-        parity: which half of the lists this step writes.
-        weight: of this step's spikes in the traces.
-        current: values from outside; frame: where those of this sample begin, or -1 for none.
-        ranges: int64 ``(windows, 3)``, scratch of :func:`collect`.
+        source: whose spikes arrive; always: all pixels change.
+
+    Returns:
+        Number of visits.
     """
     L = plan.layers[layer]
-    height, width, padded = L[HEIGHT], L[WIDTH], L[PADDED]
-    units, waiting = sample * plan.units + L[UNITS], sample * plan.rows + L[ROWS]
-    place = parity * plan.batch + sample
-    lists, line = place * plan.spikes + L[SPIKES], width * L[CHANNELS]
-    dense_units = plan.batch * L[UNITS] + sample * height * width * padded
-    source = source_of(plan, max(source_layer, 0), layer, sample, parity)
-    always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0 or writes  # what moves a potential without a spike
-    fired_in_all, sent_in_all = 0, 0
-    for y in range(height):
+    both = plan.lower > -np.inf
+    always = always or state.waiting[sample * len(plan.layers) + layer]
+    state.waiting[sample * len(plan.layers) + layer] = 0
+    visits, place = 0, 0
+    for y in range(L[HEIGHT]):
         begin = plan.row_begins[L[WINDOW_ROWS] + y]
-        end = plan.row_begins[L[WINDOW_ROWS] + y + 1] if source_layer >= 0 else begin
+        end = plan.row_begins[L[WINDOW_ROWS] + y + 1] if source.width else begin
         arriving = 0
         for w in range(begin, end):
             arriving += spikes_in_row(state, source, plan.row_windows[w, 0])
-        up_pointers = place * plan.pointers + L[POINTERS] + 2 * (width + 1) * y
-        down_pointers = up_pointers + width + 1
-        front, back, beyond = 0, 0, np.uint64(0)  # spikes sent so far, of either sign, in this row
-        first, last = lists + y * line, lists + (y + 1) * line - 1
-        if always or arriving or state.waiting[waiting + y]:
-            for x in range(width):
-                state.pointers[up_pointers + x], state.pointers[down_pointers + x] = front, back
-                positive, negative = 0, 0
-                if arriving:
-                    positive, negative = collect(plan, state, source, (begin, end), L[WINDOW_COLUMNS] + x, ranges)
-                if not (always or positive or negative or state.waiting[waiting + y]):
-                    continue
-                pixel = (y * width + x) * padded
-                if L[POOL]:
-                    other = ranges.shape[0] - negative
-                    pool(plan, state, units + pixel, plan.pool[layer], L[MASKED], ranges, 0, positive)
-                    pool(plan, state, units + pixel, -plan.pool[layer], L[MASKED], ranges, other, ranges.shape[0])
-                    positive, negative = 0, 0
-                at = frame + pixel if frame >= 0 else -1
-                dense = dense_units + pixel if writes else -1
-                channel = 0
-                while channel < padded:
-                    unit = units + pixel + channel
-                    if padded - channel >= 64:
-                        step = 64
-                        up, down, still, fired = update64(plan, state, unit, channel, L, positive, negative, ranges,
-                                                          current, at, weight, dense)
-                    elif padded - channel >= 32:
-                        step = 32
-                        up, down, still, fired = update32(plan, state, unit, channel, L, positive, negative, ranges,
-                                                          current, at, weight, dense)
-                    else:
-                        step = 16
-                        up, down, still, fired = update16(plan, state, unit, channel, L, positive, negative, ranges,
-                                                          current, at, weight, dense)
-                    fired_in_all, beyond = fired_in_all + fired, beyond | still
-                    if not writes:
-                        number = x * L[SPIKE_COLUMN] + channel * L[SPIKE_CHANNEL]
-                        send(state.spikes, up, number, L[SPIKE_CHANNEL], first + front, 1)
-                        send(state.spikes, down, number, L[SPIKE_CHANNEL], last - back, -1)
-                    front, back, channel = front + count(up), back + count(down), channel + step
-            state.waiting[waiting + y] = beyond != 0
-        state.pointers[up_pointers + width], state.pointers[down_pointers + width] = front, back
-        sent_in_all += front + back
-    state.fired[sample * len(plan.layers) + layer] += fired_in_all
-    state.sent[sample * len(plan.layers) + layer] += sent_in_all
+        if not (always or arriving):
+            continue
+        for x in range(L[WIDTH]):
+            middle = last = place
+            if arriving:
+                window = L[WINDOW_COLUMNS] + x
+                middle = last = collect(plan, state, source, (begin, end), window, 0, scratch.rows, place)
+                if both:
+                    last = collect(plan, state, source, (begin, end), window, 1, scratch.rows, middle)
+            if always or last > place:
+                put(scratch.visits, 4 * visits, y * L[WIDTH] + x)
+                put(scratch.visits, 4 * visits + 1, place)
+                put(scratch.visits, 4 * visits + 2, middle)
+                put(scratch.visits, 4 * visits + 3, last)
+                visits, place = visits + 1, last
+    return visits
 
 
 @njit(**OPTIONS)
-def simulate(plan, state, samples, layers, steps, weights, current, frames, product, writes, ranges):
-    """Advance some layers of some samples by some steps.
+def pool(plan, state, scratch, layer, sample, visits):
+    """Add to the channels that spikes name; blocks of a layer that pools have ``BLOCK`` channels throughout."""
+    L = plan.layers[layer]
+    area, block = L[HEIGHT] * L[WIDTH], L[BLOCK]
+    for v in range(visits):
+        begin, middle, end = at(scratch.visits, 4 * v + 1), at(scratch.visits, 4 * v + 2), at(scratch.visits, 4 * v + 3)
+        units = sample * plan.units + L[UNITS] + at(scratch.visits, 4 * v) * block
+        for i in range(begin, end):
+            channel, amount = np.intp(at(scratch.rows, i)), plan.pool[layer]
+            within = channel % block
+            unit = units + (channel - within) * area + within
+            amount = amount if i < middle else -amount
+            amount = amount * at(plan.keep, unit) if L[MASKED] else amount
+            put(state.potentials, unit, at(state.potentials, unit) + amount)
+        scratch.visits[4 * v + 2] = scratch.visits[4 * v + 3] = begin  # no rows of weights are left to add
+
+
+def _updates_of(width):
+    """The update of a block of ``width`` channels."""
+    @njit(**OPTIONS)
+    def update(plan, state, scratch, layer, sample, channel, visits, weight, current, frame):
+        """Integrate, fire, reset and count.
+
+        Args:
+            channel: the first of the block; visits: their number; weight: of a spike in the traces.
+            current: from outside; frame: where that of this sample begins, or -1 for none.
+        """
+        L = plan.layers[layer]
+        area, line = L[HEIGHT] * L[WIDTH], -(-L[PADDED] // WORD) * WORD  # a pixel's bits
+        units = sample * plan.units + L[UNITS] + channel * area
+        weights, fired, beyond = L[WEIGHTS] + channel * L[WEIGHT_ROWS], 0, np.uint64(0)
+        for v in range(visits):
+            pixel, begin = at(scratch.visits, 4 * v), at(scratch.visits, 4 * v + 1)
+            middle, end = at(scratch.visits, 4 * v + 2), at(scratch.visits, 4 * v + 3)
+            unit = units + pixel * width
+            potential = load(state.potentials, unit, width)
+            total = fill(plan.upper - plan.upper, width) if L[MASKED] else potential
+            for i in range(begin, middle):
+                total = total + load(plan.weights, weights + at(scratch.rows, i) * width, width)
+            for i in range(middle, end):
+                total = total - load(plan.weights, weights + at(scratch.rows, i) * width, width)
+            if L[BIAS] >= 0:
+                total = total + load(plan.bias, L[BIAS] + channel, width)
+            if L[MASKED]:
+                total = potential + total * load(plan.keep, unit, width)
+            if frame >= 0:
+                total = total + load(current, frame + pixel * L[PADDED] + channel, width)
+            # No branch on what fires: the processor would have to guess it, and wait for all rows to see it was wrong.
+            up, down = at_least(total, plan.upper), at_most(total, plan.lower)
+            total = subtract_where(total, up, plan.quantum)
+            total = subtract_where(total, down, -plan.quantum)
+            beyond |= at_least(total, plan.upper) | at_most(total, plan.lower)
+            if plan.leak != 1:
+                total = total * fill(plan.leak, width)
+            store(state.potentials, unit, total)
+            store_bits(scratch.up, pixel * line + channel, up, width)
+            store_bits(scratch.down, pixel * line + channel, down, width)
+        for v in range(visits):
+            pixel = at(scratch.visits, 4 * v)
+            unit, bit = units + pixel * width, pixel * line + channel
+            up, down = load_bits(scratch.up, bit, width), load_bits(scratch.down, bit, width)
+            if up | down:
+                trace = subtract_where(load(state.traces, unit, width), up, -weight)
+                store(state.traces, unit, subtract_where(trace, down, weight))
+                if state.counts.size:
+                    store(state.counts, unit, subtract_where(load(state.counts, unit, width), up | down, -1))
+                fired += count(up | down)
+        state.fired[sample * len(plan.layers) + layer] += fired
+        state.waiting[sample * len(plan.layers) + layer] |= beyond != 0
+
+    return update
+
+
+update64, update32, update16 = _updates_of(64), _updates_of(32), _updates_of(16)
+
+
+@njit(forceinline=True, **OPTIONS)
+def emit(spikes, bits, number, place, step):
+    """List the spikes in ``bits``, whose first has ``number``, at ``place`` and on, in the direction of ``step``."""
+    while bits:
+        put(spikes, place, number + lowest(bits))
+        place += step
+        bits &= bits - np.uint64(1)
+    return place
+
+
+@njit(**OPTIONS)
+def send(plan, state, scratch, layer, sample, step, visits):
+    """List the spikes that pass the gate."""
+    L = plan.layers[layer]
+    width, column, words = L[WIDTH], L[SPIKE_COLUMN], -(-L[PADDED] // WORD)
+    slot = step % plan.slots * plan.batch + sample
+    pointers, gates = slot * plan.pointers + L[POINTERS], (sample * plan.words + L[WORDS]) * WORD
+    v, sent = 0, 0  # the next visit, and spikes of the rows before
+    for y in range(L[HEIGHT]):
+        begin = slot * plan.spikes + L[SPIKES] + y * width * L[CHANNELS]
+        end = begin + width * L[CHANNELS] - 1
+        front, back = begin, end  # where the next spikes of this row go
+        if v < visits and at(scratch.visits, 4 * v) < (y + 1) * width:
+            for x in range(width):
+                put(state.pointers, pointers + x, front - begin)
+                put(state.pointers, pointers + width + 1 + x, end - back)
+                pixel = y * width + x
+                if v == visits or at(scratch.visits, 4 * v) != pixel:
+                    continue
+                v += 1
+                for word in range(pixel * words, (pixel + 1) * words):
+                    up = load_bits(scratch.up, word * WORD, WORD)
+                    down = load_bits(scratch.down, word * WORD, WORD)
+                    if up | down:
+                        gate = load_bits(plan.gate, gates + word * WORD, WORD)
+                        number = x * column + (word - pixel * words) * WORD
+                        front = emit(state.spikes, up & gate, number, front, 1)
+                        back = emit(state.spikes, down & gate, number, back, -1)
+        put(state.pointers, pointers + width, front - begin)
+        put(state.pointers, pointers + 2 * width + 1, end - back)
+        pointers += 2 * (width + 1)
+        sent += front - begin + end - back
+    state.sent[sample * len(plan.layers) + layer] += sent
+
+
+@njit(**OPTIONS)
+def step_layer(plan, state, scratch, layer, source_layer, sample, step, weight, current, frame):
+    """One step of one layer of one sample.
+
+    Args:
+        source_layer: whose spikes it takes, or -1 for none; weight: of this step's spikes in the traces.
+        current: values from outside; frame: where those of this sample begin, or -1 for none.
+    """
+    L, source = plan.layers[layer], Source(0, 0, 0, 0)
+    if source_layer >= 0:  # the last layer of a ring is the first one's source, a step ago
+        source = source_of(plan, source_layer, sample, step - (source_layer >= layer))
+    always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0  # what moves a potential without a spike
+    visits = visit(plan, state, scratch, layer, source, sample, always)
+    if L[POOL]:
+        pool(plan, state, scratch, layer, sample, visits)
+    for channel in range(0, L[PADDED], L[BLOCK]):
+        width = min(L[BLOCK], L[PADDED] - channel)
+        if width == 64:
+            update64(plan, state, scratch, layer, sample, channel, visits, weight, current, frame)
+        elif width == 32:
+            update32(plan, state, scratch, layer, sample, channel, visits, weight, current, frame)
+        else:
+            update16(plan, state, scratch, layer, sample, channel, visits, weight, current, frame)
+    send(plan, state, scratch, layer, sample, step, visits)
+
+
+@njit(**OPTIONS)
+def simulate(plan, state, scratch, samples, layers, steps, weights, current, frames, product):
+    """Advance some layers of some samples by some steps, sample by sample, as their potentials fit in a cache.
 
     Args:
         samples, layers, steps: first, and one after the last.
         weights: of all steps in the traces.
-        current: from outside into the first of ``layers``, ``(frames, batch, its units)``, flat; one frame serves all
-            steps.
+        current: from outside into the first of ``layers``, ``(frames, batch, height, width, padded channels)``, flat;
+            one frame serves all steps.
         product: ``current`` is a dense product, all that the first of ``layers`` receives besides its bias.
-        writes: bit ``l`` says that layer ``l`` writes its spikes to ``State.dense``.
-        ranges: scratch, see :func:`step_layer`.
     """
     first = layers[0]
     size = plan.layers[first, HEIGHT] * plan.layers[first, WIDTH] * plan.layers[first, PADDED]
-    for step in range(steps[0], steps[1]):
-        for layer in range(first, layers[1]):
-            for sample in range(samples[0], samples[1]):
-                source, frame = plan.layers[layer, SOURCE], -1
-                if layer == first and frames:
-                    frame = ((step - steps[0] if frames > 1 else 0) * plan.batch + sample) * size
-                    source = -1 if product else source
-                step_layer(plan, state, layer, source, writes >> layer & 1, sample, step & 1, weights[step], current,
-                           frame, ranges)
+    for sample in range(samples[0], samples[1]):
+        for begin in range(steps[0], steps[1], plan.stride):
+            for layer in range(first, layers[1]):
+                for step in range(begin, min(begin + plan.stride, steps[1])):
+                    source, frame = plan.layers[layer, SOURCE], -1
+                    if layer == first and frames:
+                        frame = ((step - steps[0] if frames > 1 else 0) * plan.batch + sample) * size
+                        source = -1 if product else source
+                    step_layer(plan, state, scratch, layer, source, sample, step, weights[step], current, frame)
+
+
+@njit(**OPTIONS)
+def spread(plan, state, layer, samples, step, dense):
+    """Write the spikes that a layer sent in ``step`` as 1 and -1.
+
+    Args:
+        samples: first, and one after the last; dense: zeros ``(batch, height, width, channels)``, flat.
+    """
+    L = plan.layers[layer]
+    one = plan.upper / plan.upper
+    for sample in range(samples[0], samples[1]):
+        source = source_of(plan, layer, sample, step)
+        for y in range(L[HEIGHT]):
+            up = source.pointers + 2 * (source.width + 1) * y
+            if not spikes_in_row(state, source, y):
+                continue
+            down = up + source.width + 1
+            begin = source.spikes + y * source.capacity
+            end = begin + source.capacity
+            for x in range(L[WIDTH]):
+                pixel = ((sample * L[HEIGHT] + y) * L[WIDTH] + x) * L[CHANNELS] - x * L[SPIKE_COLUMN]
+                for e in range(begin + at(state.pointers, up + x), begin + at(state.pointers, up + x + 1)):
+                    dense[pixel + state.spikes[e]] = one
+                for e in range(end - at(state.pointers, down + x + 1), end - at(state.pointers, down + x)):
+                    dense[pixel + state.spikes[e]] = -one

@@ -14,9 +14,9 @@ from numba.extending import intrinsic, models, overload, register_model
 
 
 class Lanes(types.Type):
-    """Numba's type of a vector of ``width`` numbers of the floating point type ``dtype``."""
+    """Numba's type of a vector of ``width`` numbers of the type ``dtype``."""
 
-    def __init__(self, dtype: types.Float, width: int) -> None:
+    def __init__(self, dtype: types.Number, width: int) -> None:
         self.dtype, self.width = dtype, width
         super().__init__(name=f"Lanes({dtype}, {width})")
 
@@ -52,6 +52,28 @@ def load(typing_context, array, index, width):
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
     return lanes(array, types.intp, width), generate
+
+
+@intrinsic
+def at(typing_context, array, index):
+    """``array[index]``, one-dimensional, for an index that is not negative: to allow for that costs a test."""
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load(builder.gep(data, [arguments[1]]))
+
+    return array.dtype(array, types.intp), generate
+
+
+@intrinsic
+def put(typing_context, array, index, value):
+    """``array[index] = value``, an integer made one of the array's type or a number of it; otherwise as :func:`at`."""
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        own = context.cast(builder, arguments[2], value, array.dtype)
+        builder.store(own, builder.gep(data, [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
 
 
 @intrinsic
@@ -123,15 +145,26 @@ at_most = _comparison("<=")
 
 @intrinsic
 def subtract_where(typing_context, lanes, bits, amount):
-    """``lanes`` with ``amount`` subtracted from those whose bit is set."""
+    """``lanes`` with ``amount``, made a number of their type, subtracted from those whose bit is set."""
     def generate(context, builder, signature, arguments):
         vector, mask, scalar = arguments
         chosen = builder.trunc(mask, ir.IntType(lanes.width)) if lanes.width < 64 else mask
         chosen = builder.bitcast(chosen, ir.VectorType(ir.IntType(1), lanes.width))
-        lowered = builder.fsub(vector, _splat(builder, scalar, vector.type))
+        scalar = _splat(builder, context.cast(builder, scalar, amount, lanes.dtype), vector.type)
+        lowered = (builder.fsub if isinstance(lanes.dtype, types.Float) else builder.sub)(vector, scalar)
         return builder.select(chosen, lowered, vector)
 
-    return lanes(lanes, types.uint64, lanes.dtype), generate
+    return lanes(lanes, types.uint64, amount), generate
+
+
+@intrinsic
+def moved(typing_context, lanes, shift):
+    """``lanes + shift`` for a vector of integers and an integer."""
+    def generate(context, builder, signature, arguments):
+        vector, shift = arguments
+        return builder.add(vector, _splat(builder, builder.trunc(shift, vector.type.element), vector.type))
+
+    return lanes(lanes, types.intp), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -145,6 +178,21 @@ def load_bits(typing_context, bytes_, index, width):
         return builder.zext(builder.load(pointer, align=1), ir.IntType(64))
 
     return types.uint64(bytes_, types.intp, width), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_bits(typing_context, bytes_, index, bits, width):
+    """Write the lowest ``width`` of ``bits``, a uint64, where :func:`load_bits` reads them."""
+    def generate(context, builder, signature, arguments):
+        number = ir.IntType(width.literal_value)
+        first = builder.lshr(arguments[1], ir.Constant(ir.IntType(64), 3))
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        pointer = builder.bitcast(builder.gep(data, [first]), number.as_pointer())
+        own = arguments[2] if width.literal_value == 64 else builder.trunc(arguments[2], number)
+        builder.store(own, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(bytes_, types.intp, types.uint64, width), generate
 
 
 @intrinsic

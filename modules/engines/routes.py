@@ -5,6 +5,7 @@ image, from source to target or the other way round. ``Linear`` is a window as l
 route are stored as rows, one per tap and source channel, each with a value per target channel, so that a spike is the
 number of its row.
 """
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,13 +17,18 @@ from torch.nn.utils import parametrize
 from modules.circuit import Connection
 from modules.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Linear, Shape
 
-WIDTHS = (16, 32, 64)  # of the vectors that kernels take the channels of a pixel in, the widest first
+WIDTHS = (16, 32, 64)  # channels of a pixel that kernels handle together
 
 
-def padded(channels: int) -> int:
-    """``channels`` rounded up so that one vector holds what is left over by the widest ones."""
-    whole, rest = divmod(channels, WIDTHS[-1])
-    return whole * WIDTHS[-1] + min(width for width in (0, *WIDTHS) if rest <= width)
+def padded(channels: int, block: int) -> int:
+    """``channels`` rounded up to blocks of width ``block`` and at most one narrower one."""
+    whole, rest = divmod(channels, block)
+    return whole * block + min(width for width in (0, *WIDTHS) if rest <= width)
+
+
+def blocks(channels: int, block: int) -> list[tuple[int, int]]:
+    """First channel and width of each block of ``channels`` that are padded already."""
+    return [(first, min(block, channels - first)) for first in range(0, channels, block)]
 
 
 def as_image(shape: Shape) -> Shape:
@@ -52,22 +58,32 @@ class Route:
     scale: float = 1.0
 
     @property
-    def row(self) -> int:
-        """Number of values in a row of weights; a pooling's row is one channel."""
-        return 1 if self.weight is None else padded(self.target[0])
+    def rows(self) -> int:
+        """Number of rows of weights; a pooling has none."""
+        return 0 if self.weight is None else math.prod(self.kernel) * self.source[0]
+
+    @property
+    def block(self) -> int:
+        """How many channels of the target are handled together; pooling, spike by spike, takes the narrowest blocks."""
+        return WIDTHS[0 if self.weight is None else -1]
+
+    @property
+    def _column(self) -> int:
+        """Number of rows of weights for one tap."""
+        return 0 if self.weight is None else self.source[0]
 
     @property
     def column_step(self) -> int:
-        """By how many values the row of a spike moves when the spike moves one column to the right."""
-        if self.weight is None:
-            return 0
-        return self.row * self.source[0] * (-self.stride if self.spreads else 1)
+        """By how many rows of weights a spike moves on when it moves one column to the right."""
+        return self._column * (-self.stride if self.spreads else 1)
 
     def weights(self) -> Tensor:
-        """All rows as one flat tensor, scaled, padded with zeros."""
+        """All rows, block by block, as one flat tensor, scaled, padded with zeros."""
         if self.weight is None:
             return torch.empty(0)
-        return F.pad(self.weight * self.scale, (0, self.row - self.target[0])).flatten()
+        size = padded(self.target[0], self.block)
+        rows = F.pad(self.weight * self.scale, (0, size - self.target[0])).reshape(-1, size)
+        return torch.cat([rows[:, first:first + width].flatten() for first, width in blocks(size, self.block)])
 
     @cached_property
     def row_windows(self) -> tuple[list[int], list[tuple[int, int]]]:
@@ -75,26 +91,24 @@ class Route:
 
         Returns:
             Where the entries of each target row begin (one number more than rows), and the entries: source row, and
-            offset of the first weight of the tap that leads from it.
+            the first row of weights of the taps that lead from it.
         """
         begins, entries = [0], []
         height, width = self.kernel
-        per_tap = width * self.source[0] * self.row if self.weight is not None else 0
         for y in range(self.target[1]):
             for source in range(self.source[1]):
                 large, small = (y, source) if self.spreads else (source, y)
                 tap = large + self.padding - small * self.stride
                 if 0 <= tap < height:
-                    entries.append((source, tap * per_tap))
+                    entries.append((source, tap * width * self._column))
             begins.append(len(entries))
         return begins, entries
 
     @cached_property
     def column_windows(self) -> list[tuple[int, int, int]]:
-        """For each target column, the first source column that reaches it, the one after the last, and what to add to
-        a spike's row to move from column 0 to this column."""
+        """For each target column, the first source column that reaches it, the one after the last, and by how
+        many rows of weights it is further from there than from column 0."""
         windows = []
-        per_column = self.source[0] * self.row if self.weight is not None else 0
         for x in range(self.target[2]):
             if self.spreads:
                 origin = x + self.padding
@@ -103,7 +117,7 @@ class Route:
                 origin = -(x * self.stride - self.padding)
                 first, end = -origin, -origin + self.kernel[1]
             first, end = (min(max(n, 0), self.source[2]) for n in (first, end))
-            windows.append((first, max(first, end), origin * per_column))
+            windows.append((first, max(first, end), origin * self._column))
         return windows
 
     @cached_property
