@@ -27,15 +27,14 @@ except ImportError:  # numba is not installed
     kernels = None
 
 # Turns of each thread between two meetings: enough for one to take over what another has no time for.
-TURNS = 4
+TURNS = 2
 # Least and most steps between two looks at which layers want a dense product: the first ones follow a guess.
-FIRST_SEGMENT, SEGMENT = 2, 32
-# Steps that a layer takes before the next one does where there is no feedback: its weights stay in the cache meanwhile.
-STRIDE = 8
+FIRST_SEGMENT, SEGMENT = 1, 32
 # Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value of a gathered
-# row of weights; for a multiplication in a product of whole tensors; and for what such a product costs besides, by unit
-# of source and target.
-GATHERED, MULTIPLIED, MOVED = 0.07, 0.017, 2.0
+# row of weights, by the bytes of all rows, as these fit in the third cache or not; for a multiplication in a product of
+# whole tensors; and for what such a product costs besides, by unit of source and target.
+GATHERED = ((2**24, 0.05), (float("inf"), 0.07))
+MULTIPLIED, MOVED = 0.017, 2.0
 
 
 @torch.no_grad()
@@ -176,7 +175,6 @@ def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
             L[k.BIAS] = sum(map(len, biases))
             biases.append(F.pad(bias, (0, int(L[k.PADDED]) - len(bias))))
     total = {column: int(own.sum()) for column, own in sizes.items()}
-    closed = ring.routes[0] is not None
     return k.Plan(
         layers=layers, weights=_joined(weights, like), bias=_joined(biases, like),
         row_begins=np.array(begins, np.int64), row_windows=np.array(windows, np.int64).reshape(-1, 2),
@@ -186,7 +184,7 @@ def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
         keep=np.empty(0, numbers) if ring.keep is None else _kept(ring.keep, layers[0], total[k.UNITS], numbers),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
         batch=batch, units=total[k.UNITS], spikes=total[k.SPIKES], pointers=total[k.POINTERS],
-        words=total[k.WORDS], slots=2 if closed else STRIDE, stride=1 if closed else STRIDE)
+        words=total[k.WORDS])
 
 
 def at_rest(plan: "kernels.Plan", steps: int, counts: bool) -> "kernels.State":
@@ -196,9 +194,9 @@ def at_rest(plan: "kernels.Plan", steps: int, counts: bool) -> "kernels.State":
     return kernels.State(
         potentials=np.zeros(units, numbers), traces=np.zeros(units, whole if plan.leak == 1 else numbers),
         counts=np.zeros(units if counts else 0, whole),
-        spikes=np.empty(plan.slots * plan.batch * plan.spikes + kernels.ROOM, np.int32),
-        pointers=np.zeros(plan.slots * plan.batch * plan.pointers, np.int32),
-        waiting=np.zeros(plan.batch * layers, np.uint8),
+        spikes=np.empty(2 * plan.batch * plan.spikes + kernels.ROOM, np.int32),
+        pointers=np.zeros(2 * plan.batch * plan.pointers, np.int32),
+        dense=np.empty(units, numbers), waiting=np.zeros(plan.batch * layers, np.uint8),
         fired=np.zeros(plan.batch * layers, np.int64), sent=np.zeros(plan.batch * layers, np.int64))
 
 
@@ -222,6 +220,7 @@ def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team
         products: the layers whose currents are products of whole tensors.
     """
     starts = sorted({0, *products})
+    writes = sum(1 << layer - 1 for layer in products if layer)
     for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
         outside, dense_product = current if first == 0 else None, first in products
         if dense_product:
@@ -229,7 +228,7 @@ def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team
             outside = arrived if outside is None else outside + arrived
         frames = 0 if outside is None else len(outside)
         outside = None if outside is None else _pixels(outside.flatten(0, 1), plan.layers[first]).view(-1).numpy()
-        what = (first, after), steps, weights, outside, frames, dense_product
+        what = (first, after), steps, weights, outside, frames, dense_product, writes
         team.share(lambda samples, tools, what=what: kernels.simulate(plan, state, tools, samples, *what))
 
 
@@ -245,7 +244,8 @@ def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
             continue
         source, target = (torch.Size(shape).numel() for shape in (route_.source, route_.target))
         products = route_.multiplications
-        gathered = sent[layer - 1] * products / source * GATHERED
+        size = route_.weight.numel() * route_.weight.element_size()
+        gathered = sent[layer - 1] * products / source * next(cost for limit, cost in GATHERED if size <= limit)
         if gathered > batch * (products * MULTIPLIED + (source + target) * MOVED):
             chosen.add(layer)
     return frozenset(chosen)
@@ -254,17 +254,23 @@ def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
 def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, target: int, step: int) -> Tensor:
     """The spikes that arrive at a layer, as a tensor of -1, 0 and 1, ``(batch, *shape of the source)``."""
     source = (target - 1) % len(ring.shapes)
-    channels, height, width = as_image(ring.shapes[source])
-    pixels = torch.zeros((plan.batch, height, width, channels), dtype=torch.from_numpy(state.potentials).dtype)
-    flat, fired = pixels.view(-1).numpy(), step if target else step - 1
-    team.share(lambda samples, _: kernels.spread(plan, state, source, samples, fired, flat))
+    L = plan.layers[source]
+    size = plan.batch, *L[[kernels.HEIGHT, kernels.WIDTH, kernels.PADDED]].tolist()
+    if target:
+        begin = plan.batch * int(L[kernels.UNITS])
+        pixels = torch.from_numpy(state.dense)[begin:begin + math.prod(size)].view(size)
+    else:  # they are a step old, from when it was not known that they should be written so
+        pixels = torch.zeros(size, dtype=torch.from_numpy(state.dense).dtype)
+        flat = pixels.view(-1).numpy()
+        team.share(lambda samples, _: kernels.spread(plan, state, source, samples, step - 1, flat))
     return _as_layer(pixels, ring.shapes[source])
 
 
 def _pixels(tensor: Tensor, L: np.ndarray) -> Tensor:
     """``(n, *shape)`` of the layer ``L`` as contiguous ``(n, height, width, padded channels)``, a view if it can be."""
     image = tensor.movedim(1, -1) if tensor.ndim == 4 else tensor[:, None, None]
-    return F.pad(image, (0, int(L[kernels.PADDED]) - image.shape[-1])).contiguous()
+    missing = int(L[kernels.PADDED]) - image.shape[-1]
+    return (F.pad(image, (0, missing)) if missing else image).contiguous()  # padding by nothing would copy
 
 
 def _as_layer(pixels: Tensor, shape: Shape) -> Tensor:

@@ -61,8 +61,6 @@ class Plan(NamedTuple):
         keep: ``(batch * units)``, factor on what reaches the first layer by the closing route, or empty.
         upper, lower, quantum, leak: of the neurons; ``lower`` is -inf for neurons that fire one sign only.
         batch: number of samples; units, spikes, pointers, words: of one sample in the arrays.
-        slots: number of steps whose spikes are kept; stride: steps that a layer takes before the next one does, 1 if
-            the ring is closed.
     """
 
     layers: np.ndarray
@@ -83,8 +81,6 @@ class Plan(NamedTuple):
     spikes: int
     pointers: int
     words: int
-    slots: int
-    stride: int
 
 
 class State(NamedTuple):
@@ -94,7 +90,10 @@ class State(NamedTuple):
         potentials: ``(batch * units)``, of each layer block by block of channels, ``(pixels, channels of the block)``.
         traces: likewise, weighted sums of spikes, whole numbers where they do not leak; counts: likewise, numbers of
             spikes, or empty where traces are just that.
-        spikes: int32 ``(slots, batch * spikes)``, lists, and some room behind them; pointers: int32, likewise.
+        spikes: int32 ``(2, batch * spikes)``, lists of this step and of the one before, and some room behind them;
+            pointers: int32, likewise.
+        dense: spikes as -1, 0 and 1 of the layers that write them so, ``(batch, pixels, padded channels)`` of one layer
+            behind another.
         waiting: uint8 ``(batch * layers)``, whether a unit of the layer is still beyond a threshold.
         fired, sent: int64 ``(batch * layers)``, numbers of spikes so far, and of those that passed the gate.
     """
@@ -104,6 +103,7 @@ class State(NamedTuple):
     counts: np.ndarray
     spikes: np.ndarray
     pointers: np.ndarray
+    dense: np.ndarray
     waiting: np.ndarray
     fired: np.ndarray
     sent: np.ndarray
@@ -138,7 +138,7 @@ class Source(NamedTuple):
 def source_of(plan, source, sample, step):
     """The spikes that layer ``source`` fired in ``step``."""
     S = plan.layers[source]
-    place = step % plan.slots * plan.batch + sample
+    place = step % 2 * plan.batch + sample
     return Source(place * plan.spikes + S[SPIKES], place * plan.pointers + S[POINTERS], S[WIDTH],
                   S[WIDTH] * S[CHANNELS])
 
@@ -246,11 +246,12 @@ def pool(plan, state, scratch, layer, sample, visits):
 def _updates_of(width):
     """The update of a block of ``width`` channels."""
     @njit(**OPTIONS)
-    def update(plan, state, scratch, layer, sample, channel, visits, weight, current, frame):
+    def update(plan, state, scratch, layer, sample, channel, visits, writes, weight, current, frame):
         """Integrate, fire, reset and count.
 
         Args:
             channel: the first of the block; visits: their number; weight: of a spike in the traces.
+            writes: send spikes to ``State.dense``; all pixels are visited then.
             current: from outside; frame: where that of this sample begins, or -1 for none.
         """
         L = plan.layers[layer]
@@ -293,6 +294,12 @@ def _updates_of(width):
                 if state.counts.size:
                     store(state.counts, unit, subtract_where(load(state.counts, unit, width), up | down, -1))
                 fired += count(up | down)
+            if writes:
+                gate = load_bits(plan.gate, (sample * plan.words + L[WORDS]) * WORD + bit, width)
+                dense = subtract_where(fill(plan.upper - plan.upper, width), up & gate, -1)
+                place = plan.batch * L[UNITS] + (sample * area + pixel) * L[PADDED] + channel
+                store(state.dense, place, subtract_where(dense, down & gate, 1))
+                state.sent[sample * len(plan.layers) + layer] += count((up | down) & gate)
         state.fired[sample * len(plan.layers) + layer] += fired
         state.waiting[sample * len(plan.layers) + layer] |= beyond != 0
 
@@ -317,11 +324,11 @@ def send(plan, state, scratch, layer, sample, step, visits):
     """List the spikes that pass the gate."""
     L = plan.layers[layer]
     width, column, words = L[WIDTH], L[SPIKE_COLUMN], -(-L[PADDED] // WORD)
-    slot = step % plan.slots * plan.batch + sample
-    pointers, gates = slot * plan.pointers + L[POINTERS], (sample * plan.words + L[WORDS]) * WORD
+    place = step % 2 * plan.batch + sample
+    pointers, gates = place * plan.pointers + L[POINTERS], (sample * plan.words + L[WORDS]) * WORD
     v, sent = 0, 0  # the next visit, and spikes of the rows before
     for y in range(L[HEIGHT]):
-        begin = slot * plan.spikes + L[SPIKES] + y * width * L[CHANNELS]
+        begin = place * plan.spikes + L[SPIKES] + y * width * L[CHANNELS]
         end = begin + width * L[CHANNELS] - 1
         front, back = begin, end  # where the next spikes of this row go
         if v < visits and at(scratch.visits, 4 * v) < (y + 1) * width:
@@ -348,33 +355,35 @@ def send(plan, state, scratch, layer, sample, step, visits):
 
 
 @njit(**OPTIONS)
-def step_layer(plan, state, scratch, layer, source_layer, sample, step, weight, current, frame):
+def step_layer(plan, state, scratch, layer, source_layer, writes, sample, step, weight, current, frame):
     """One step of one layer of one sample.
 
     Args:
-        source_layer: whose spikes it takes, or -1 for none; weight: of this step's spikes in the traces.
+        source_layer: whose spikes it takes, or -1 for none; writes: send spikes to ``State.dense``, not to lists.
+        weight: of this step's spikes in the traces.
         current: values from outside; frame: where those of this sample begin, or -1 for none.
     """
     L, source = plan.layers[layer], Source(0, 0, 0, 0)
     if source_layer >= 0:  # the last layer of a ring is the first one's source, a step ago
         source = source_of(plan, source_layer, sample, step - (source_layer >= layer))
-    always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0  # what moves a potential without a spike
+    always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0 or writes  # what moves a potential without a spike
     visits = visit(plan, state, scratch, layer, source, sample, always)
     if L[POOL]:
         pool(plan, state, scratch, layer, sample, visits)
     for channel in range(0, L[PADDED], L[BLOCK]):
         width = min(L[BLOCK], L[PADDED] - channel)
         if width == 64:
-            update64(plan, state, scratch, layer, sample, channel, visits, weight, current, frame)
+            update64(plan, state, scratch, layer, sample, channel, visits, writes, weight, current, frame)
         elif width == 32:
-            update32(plan, state, scratch, layer, sample, channel, visits, weight, current, frame)
+            update32(plan, state, scratch, layer, sample, channel, visits, writes, weight, current, frame)
         else:
-            update16(plan, state, scratch, layer, sample, channel, visits, weight, current, frame)
-    send(plan, state, scratch, layer, sample, step, visits)
+            update16(plan, state, scratch, layer, sample, channel, visits, writes, weight, current, frame)
+    if not writes:
+        send(plan, state, scratch, layer, sample, step, visits)
 
 
 @njit(**OPTIONS)
-def simulate(plan, state, scratch, samples, layers, steps, weights, current, frames, product):
+def simulate(plan, state, scratch, samples, layers, steps, weights, current, frames, product, writes):
     """Advance some layers of some samples by some steps, sample by sample, as their potentials fit in a cache.
 
     Args:
@@ -383,26 +392,27 @@ def simulate(plan, state, scratch, samples, layers, steps, weights, current, fra
         current: from outside into the first of ``layers``, ``(frames, batch, height, width, padded channels)``, flat;
             one frame serves all steps.
         product: ``current`` is a dense product, all that the first of ``layers`` receives besides its bias.
+        writes: bit ``l`` says that layer ``l`` writes its spikes to ``State.dense``.
     """
     first = layers[0]
     size = plan.layers[first, HEIGHT] * plan.layers[first, WIDTH] * plan.layers[first, PADDED]
     for sample in range(samples[0], samples[1]):
-        for begin in range(steps[0], steps[1], plan.stride):
+        for step in range(steps[0], steps[1]):
             for layer in range(first, layers[1]):
-                for step in range(begin, min(begin + plan.stride, steps[1])):
-                    source, frame = plan.layers[layer, SOURCE], -1
-                    if layer == first and frames:
-                        frame = ((step - steps[0] if frames > 1 else 0) * plan.batch + sample) * size
-                        source = -1 if product else source
-                    step_layer(plan, state, scratch, layer, source, sample, step, weights[step], current, frame)
+                source, frame = plan.layers[layer, SOURCE], -1
+                if layer == first and frames:
+                    frame = ((step - steps[0] if frames > 1 else 0) * plan.batch + sample) * size
+                    source = -1 if product else source
+                writes_own = (writes >> layer) & 1
+                step_layer(plan, state, scratch, layer, source, writes_own, sample, step, weights[step], current, frame)
 
 
 @njit(**OPTIONS)
 def spread(plan, state, layer, samples, step, dense):
-    """Write the spikes that a layer sent in ``step`` as 1 and -1.
+    """Write the spikes that a layer listed in ``step`` as 1 and -1.
 
     Args:
-        samples: first, and one after the last; dense: zeros ``(batch, height, width, channels)``, flat.
+        samples: first, and one after the last; dense: zeros ``(batch, height, width, padded channels)``, flat.
     """
     L = plan.layers[layer]
     one = plan.upper / plan.upper
@@ -416,7 +426,7 @@ def spread(plan, state, layer, samples, step, dense):
             begin = source.spikes + y * source.capacity
             end = begin + source.capacity
             for x in range(L[WIDTH]):
-                pixel = ((sample * L[HEIGHT] + y) * L[WIDTH] + x) * L[CHANNELS] - x * L[SPIKE_COLUMN]
+                pixel = ((sample * L[HEIGHT] + y) * L[WIDTH] + x) * L[PADDED] - x * L[SPIKE_COLUMN]
                 for e in range(begin + at(state.pointers, up + x), begin + at(state.pointers, up + x + 1)):
                     dense[pixel + state.spikes[e]] = one
                 for e in range(end - at(state.pointers, down + x + 1), end - at(state.pointers, down + x)):

@@ -150,8 +150,8 @@ def _forward_product(connection: Connection, spikes: Tensor) -> Tensor:
 
 
 def _backward_product(connection: Connection, scale: float, spikes: Tensor) -> Tensor:
-    """What a backward route carries."""
-    return connection.transpose(spikes * scale)
+    """What a backward route carries; ``spikes`` are overwritten."""
+    return connection.transpose(spikes.mul_(scale))
 
 
 def _frames(circuit: Circuit, x: Tensor) -> Iterable[Tensor]:
