@@ -140,3 +140,29 @@ def test_replay_on_a_cpu_just_calls() -> None:
 def test_unknown_precision() -> None:
     with pytest.raises(ValueError, match="there is no precision 'fp8'; choose one of fp32, tf32, bf16x2, bf16"):
         cuda.CudaEngine("fp8")
+
+
+@pytest.mark.parametrize("precision, terms, error", [
+    ("fp32", 1, 0), ("tf32", 1, 2**-11), ("bf16x2", 2, 2**-17), ("bf16", 1, 2**-8)])
+def test_weights_are_rounded_to_nearest(precision: str, terms: int, error: float) -> None:
+    """By half a unit of the last place at most, and not again when they already are rounded."""
+    torch.manual_seed(5)
+    weight = torch.randn(3, 5, 400).transpose(0, 2) * 2.0 ** torch.randint(-20, 20, (400, 5, 3))
+    found = cuda.rounded(weight, precision)
+    total = sum(found)
+    power = 2.0 ** weight.abs().log2().floor()
+    assert len(found) == terms and ((total - weight).abs() <= error * power).all()
+    assert (total - weight).abs().max() >= error * power.min() / 2
+    assert torch.equal(sum(cuda.rounded(total, precision)), total)
+    if precision.startswith("bf16"):
+        assert all(torch.equal(term, term.bfloat16().float()) for term in found)
+
+
+def test_tf32_keeps_ten_bits_behind_the_first() -> None:
+    """Halves go to the even neighbour, of either sign; a carry reaches the exponent; what is not finite stays so."""
+    unit = 2.0**-10
+    weight = torch.tensor([1, 1 + unit / 2, 1 + 1.5 * unit, -1 - unit / 2, -1 - 0.51 * unit, 2 - unit / 4, 0.0,
+                           float("inf")])
+    expected = [1, 1, 1 + 2 * unit, -1, -1 - unit, 2, 0, float("inf")]
+    assert cuda.rounded(weight, "tf32")[0].tolist() == expected
+    assert cuda.rounded(torch.tensor([float("nan")]), "tf32")[0].isnan().all()

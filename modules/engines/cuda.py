@@ -5,8 +5,8 @@ them is; weights are copied into them in the number format of the precision.
 
 Precisions, in which the products of spikes and weights are formed; everything else is in float32:
     fp32     IEEE single precision
-    tf32     weights rounded to 10 bits: PyTorch's default for convolutions, so that of published results
-    bf16x2   weights as the sum of two bfloat16 numbers, some 16 bits: spikes are exact in bfloat16
+    tf32     weights rounded to 11 significant bits: PyTorch's default for convolutions, so that of published results
+    bf16x2   weights as the sum of two bfloat16 numbers, some 17 bits: spikes are exact in bfloat16
     bf16     weights rounded to 8 bits
 """
 import os
@@ -238,8 +238,7 @@ class Simulation:
 
     def _state(self) -> list[Tensor]:
         """All that a step changes."""
-        return [*self.potentials, *self.traces, *self.counts, *self.spikes[0], *self.spikes[1], self.fired,
-                self.said]
+        return [*self.potentials, *self.traces, *self.counts, *self.spikes[0], *self.spikes[1], self.fired, self.said]
 
     @staticmethod
     def _tensor(units: Tensor, shape: tuple[int, ...]) -> Tensor:
