@@ -2,6 +2,7 @@
 
 Triton decides when it is imported whether to interpret, so on a CPU these tests run in a process of their own.
 """
+import copy
 import os
 import subprocess
 import sys
@@ -72,6 +73,31 @@ if RUNS:
                 if synapse.weight is not None:
                     synapse.weight.mul_(4)
         compare(network, x, "fp32", calls=2 if kind == "one layer" else 1)
+
+    @pytest.mark.parametrize("precision", ["tf32", "bf16"])
+    def test_products_take_rounded_weights(precision: str) -> None:
+        """Exactly the spikes of the dense engine with weights rounded beforehand, which are others than without."""
+        torch.manual_seed(6)
+        model = on_grid(small("alexnetf", gain=2.0, **STEPS)).float().eval()
+        coarse = copy.deepcopy(model)
+        with torch.no_grad():
+            for connection, own in zip((*model.network.layers, model.network.feedback),
+                                       (*coarse.network.layers, coarse.network.feedback)):
+                weight = connection.stored_weight
+                weight += torch.randint(-2**8, 2**8, weight.shape) * 2.0**-16  # sums stay exact
+                own.stored_weight.copy_(cuda.rounded(weight, precision)[0])
+        x = (sample_input("alexnetf", model, batch=4).float() / GRID).round() * GRID
+        gradient = (torch.randn(4, *model.network.layer_shapes(x.shape[1:])[-1]) / GRID / 2).round().to(DEVICE) * GRID
+        results = []
+        for network, engine in ((coarse, dense), (model, cuda.CudaEngine(precision)), (model, dense)):
+            circuit = network.to(DEVICE).network._circuit(x.to(DEVICE))
+            circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
+            counts = engine.simulate_forward(circuit, x.to(DEVICE)).counts
+            ones = [torch.ones_like(count, dtype=torch.bool) for count in counts]
+            betas = engine.simulate_backward(circuit, gradient, ones).betas
+            results.append(torch.cat([t.flatten() for t in (*counts, *betas)]))
+        expected, found, unrounded = results
+        assert torch.equal(found, expected) and not torch.equal(unrounded, expected)
 
     def test_split_weights_are_nearly_exact() -> None:
         """Two bfloat16 terms leave an error of 2^-16 at most, one term 2^-8: rates differ accordingly seldom."""
