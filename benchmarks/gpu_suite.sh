@@ -6,31 +6,42 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-} output=${2:-gpu_results}
+rm -f "$output/convnetf.json"  # of an earlier call
 mkdir -p "$output"
 path=(); [ -n "$data" ] && path=(--path "$data")
 python=${PYTHON:-python}
 
-step() {  # NAME SECONDS COMMAND...: run a part, keep what it prints, go on if it fails
-    local name=$1 limit=$2; shift 2
+deadline=580  # seconds for all parts together; SECONDS counts them
+
+step() {  # NAME LIMIT COMMAND...: run a part, keep what it prints, go on if it fails or takes longer
+    local name=$1 limit=$2 left=$((deadline - SECONDS)); shift 2
+    ((left < limit)) && limit=$left
     echo "== $name"
-    timeout "$limit" "$@" 2>&1 | tee "$output/$name.txt" | tail -n 12
+    if ((limit < 10)); then
+        echo "left out: no time" | tee "$output/$name.txt"
+        return
+    fi
+    timeout --kill-after 5 "$limit" "$@" 2>&1 | tee "$output/$name.txt" | tail -n 12
 }
 
-step tests 120 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda_engine.py
-step precision 90 "$python" -m benchmarks.precision --batch 128 "${path[@]}"
-engines=(dense cuda:fp32 cuda:tf32 cuda:bf16x2 cuda:bf16)
-step alexnetf 90 "$python" -m benchmarks.speed --model alexnetf --batch 128 --device cuda --engines "${engines[@]}" \
-    "${path[@]}" --json "$output/alexnetf.json"
-step cifarnetf 90 "$python" -m benchmarks.speed --model cifarnetf --batch 128 --device cuda --engines "${engines[@]}" \
-    "${path[@]}" --json "$output/cifarnetf.json"
-step lenet 40 "$python" -m benchmarks.speed --model lenet --batch 128 --device cuda --engines "${engines[@]}" \
-    --json "$output/lenet.json"
+speed() {  # MODEL LIMIT BATCH ENGINES...
+    local model=$1 limit=$2 batch=$3; shift 3
+    local images=(); [[ "$model" == *netf && "$model" != convnetf ]] && images=("${path[@]}")
+    step "$model" "$limit" "$python" -m benchmarks.speed --model "$model" --batch "$batch" --device cuda --repeats 2 \
+        --engines "$@" "${images[@]}" --json "$output/$model.json"
+}
+
+precisions=(cuda:fp32 cuda:tf32 cuda:bf16x2 cuda:bf16)
+step tests 140 "$python" -m pytest -q -n 8 -p no:cacheprovider tests/test_cuda_engine.py
+step precision 120 "$python" -m benchmarks.precision --batch 128 "${path[@]}"  # compiles what the next part times
+speed alexnetf 60 128 dense "${precisions[@]}"
+speed lenet 40 128 dense "${precisions[@]}"
+speed cifarnetf 90 128 dense "${precisions[@]}"
 for batch in 128 64 32; do  # the largest that fits
-    step convnetf 60 "$python" -m benchmarks.speed --model convnetf --batch "$batch" --device cuda --repeats 1 \
-        --engines dense cuda:tf32 cuda:bf16 --json "$output/convnetf.json"
+    speed convnetf 60 "$batch" dense cuda:tf32 cuda:bf16
     [ -s "$output/convnetf.json" ] && break
 done
-step digits 60 "$python" mnist_lenet.py -d digits --epochs 4 --manualSeed 1 -c "$output/digits"
+step digits 40 "$python" mnist_lenet.py -d digits --epochs 4 --manualSeed 1 -c "$output/digits"
 if [ -n "$data" ]; then
     step training 100 "$python" cifar_alexnetf.py "${path[@]}" --max-iters 391 --manualSeed 1 -c "$output/alexnetf"
 fi

@@ -2,6 +2,7 @@
 
 Triton decides when it is imported whether to interpret, so on a CPU these tests run in a process of their own.
 """
+import copy
 import os
 import subprocess
 import sys
@@ -73,6 +74,31 @@ if RUNS:
                     synapse.weight.mul_(4)
         compare(network, x, "fp32", calls=2 if kind == "one layer" else 1)
 
+    @pytest.mark.parametrize("precision", ["tf32", "bf16"])
+    def test_products_take_rounded_weights(precision: str) -> None:
+        """Exactly the spikes of the dense engine with weights rounded beforehand, which are others than without."""
+        torch.manual_seed(6)
+        model = on_grid(small("alexnetf", gain=2.0, **STEPS)).float().eval()
+        coarse = copy.deepcopy(model)
+        with torch.no_grad():
+            for connection, own in zip((*model.network.layers, model.network.feedback),
+                                       (*coarse.network.layers, coarse.network.feedback)):
+                weight = connection.stored_weight
+                weight += torch.randint(-2**8, 2**8, weight.shape) * 2.0**-16  # sums stay exact
+                own.stored_weight.copy_(cuda.rounded(weight, precision)[0])
+        x = (sample_input("alexnetf", model, batch=4).float() / GRID).round() * GRID
+        gradient = (torch.randn(4, *model.network.layer_shapes(x.shape[1:])[-1]) / GRID / 2).round().to(DEVICE) * GRID
+        results = []
+        for network, engine in ((coarse, dense), (model, cuda.CudaEngine(precision)), (model, dense)):
+            circuit = network.to(DEVICE).network._circuit(x.to(DEVICE))
+            circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
+            counts = engine.simulate_forward(circuit, x.to(DEVICE)).counts
+            ones = [torch.ones_like(count, dtype=torch.bool) for count in counts]
+            betas = engine.simulate_backward(circuit, gradient, ones).betas
+            results.append(torch.cat([t.flatten() for t in (*counts, *betas)]))
+        expected, found, unrounded = results
+        assert torch.equal(found, expected) and not torch.equal(unrounded, expected)
+
     def test_split_weights_are_nearly_exact() -> None:
         """Two bfloat16 terms leave an error of 2^-16 at most, one term 2^-8: rates differ accordingly seldom."""
         torch.manual_seed(2)
@@ -140,3 +166,29 @@ def test_replay_on_a_cpu_just_calls() -> None:
 def test_unknown_precision() -> None:
     with pytest.raises(ValueError, match="there is no precision 'fp8'; choose one of fp32, tf32, bf16x2, bf16"):
         cuda.CudaEngine("fp8")
+
+
+@pytest.mark.parametrize("precision, terms, error", [
+    ("fp32", 1, 0), ("tf32", 1, 2**-11), ("bf16x2", 2, 2**-17), ("bf16", 1, 2**-8)])
+def test_weights_are_rounded_to_nearest(precision: str, terms: int, error: float) -> None:
+    """By half a unit of the last place at most, and not again when they already are rounded."""
+    torch.manual_seed(5)
+    weight = torch.randn(3, 5, 400).transpose(0, 2) * 2.0 ** torch.randint(-20, 20, (400, 5, 3))
+    found = cuda.rounded(weight, precision)
+    total = sum(found)
+    power = 2.0 ** weight.abs().log2().floor()
+    assert len(found) == terms and ((total - weight).abs() <= error * power).all()
+    assert (total - weight).abs().max() >= error * power.min() / 2
+    assert torch.equal(sum(cuda.rounded(total, precision)), total)
+    if precision.startswith("bf16"):
+        assert all(torch.equal(term, term.bfloat16().float()) for term in found)
+
+
+def test_tf32_keeps_ten_bits_behind_the_first() -> None:
+    """Halves go to the even neighbour, of either sign; a carry reaches the exponent; what is not finite stays so."""
+    unit = 2.0**-10
+    weight = torch.tensor([1, 1 + unit / 2, 1 + 1.5 * unit, -1 - unit / 2, -1 - 0.51 * unit, 2 - unit / 4, 0.0,
+                           float("inf")])
+    expected = [1, 1, 1 + 2 * unit, -1, -1 - unit, 2, 0, float("inf")]
+    assert cuda.rounded(weight, "tf32")[0].tolist() == expected
+    assert cuda.rounded(torch.tensor([float("nan")]), "tf32")[0].isnan().all()

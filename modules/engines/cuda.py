@@ -5,8 +5,8 @@ them is; weights are copied into them in the number format of the precision.
 
 Precisions, in which the products of spikes and weights are formed; everything else is in float32:
     fp32     IEEE single precision
-    tf32     weights rounded to 10 bits: PyTorch's default for convolutions, so that of published results
-    bf16x2   weights as the sum of two bfloat16 numbers, some 16 bits: spikes are exact in bfloat16
+    tf32     weights rounded to 11 significant bits: PyTorch's default for convolutions, so that of published results
+    bf16x2   weights as the sum of two bfloat16 numbers, some 17 bits: spikes are exact in bfloat16
     bf16     weights rounded to 8 bits
 """
 import os
@@ -42,7 +42,7 @@ class CudaEngine:
 
     Args:
         precision: one of ``PRECISIONS``.
-        skip: leave out products with blocks of spikes that are all 0, in the backward phase.
+        skip: leave out products for samples in which no spike arrives, in the backward phase.
     """
 
     def __init__(self, precision: str = "tf32", *, skip: bool = True) -> None:
@@ -116,7 +116,7 @@ class Simulation:
     Args:
         ring: whose shapes and constants count; its tensors are those of the first call.
         device: where to simulate; precision: of products; counts: count spikes besides the traces.
-        skip: leave out products with blocks without a spike.
+        skip: leave out products for samples without a spike.
     """
 
     def __init__(self, ring: Ring, device: torch.device, precision: str, *, counts: bool, skip: bool) -> None:
@@ -135,8 +135,9 @@ class Simulation:
         # The last layer's spikes are read a step later, when it may have fired again: two buffers in turn.
         self.spikes = [allocate(self.number), allocate(self.number)[-1:]]
         self.fired = torch.zeros(len(sizes), dtype=torch.int64, device=device)
+        self.said = torch.zeros((len(sizes), batch), dtype=torch.int32, device=device)  # at which step last
         self.weights = [None if r is None or r.weight is None else
-                        [torch.empty(r.weight.shape, dtype=self.number, device=device)
+                        [torch.empty(r.weight.mT.shape, dtype=self.number, device=device)
                          for _ in range(1 + (precision == "bf16x2"))] for r in ring.routes]
         self.biases = [None if b is None else torch.empty_like(b) for b in ring.biases]
         self.currents: dict[int, Tensor] = {}  # by number of frames
@@ -168,7 +169,7 @@ class Simulation:
         if key not in self.loops:
             def steps() -> None:
                 for step in range(length):
-                    self._step(self.currents[frames][step if frames > 1 else 0], (parity + step) % 2)
+                    self._step(self.currents[frames][step if frames > 1 else 0], step + 1, (parity + step) % 2)
 
             self.loops[key] = Replay(steps, self.device)
             state = [] if fresh else [t.clone() for t in self._state()]  # recording must not disturb a run
@@ -177,19 +178,20 @@ class Simulation:
                 tensor.copy_(before)
         return self.loops[key]
 
-    def _step(self, current: Tensor, parity: int) -> None:
-        """One step of all layers."""
-        last = len(self.potentials) - 1
-        for layer in range(last + 1):
-            source = self._sent(last, 1 - parity) if layer == 0 else self._sent(layer - 1, parity)
-            self._launch(layer, source, current if layer == 0 else None, self._sent(layer, parity))
+    def _step(self, current: Tensor, step: int, parity: int) -> None:
+        """One step of all layers, ``step`` counted from 1 in each loop."""
+        for layer in range(len(self.potentials)):
+            grid, arguments, constants = self.call(layer, current, step, parity)
+            fused.step_layer[grid](*arguments, **constants)
 
     def _sent(self, layer: int, parity: int) -> Tensor:
         """The buffer of a layer's spikes."""
         return self.spikes[parity][-1] if layer == len(self.potentials) - 1 else self.spikes[0][layer]
 
-    def _launch(self, layer: int, arriving: Tensor, current: Tensor | None, spikes: Tensor) -> None:
-        """Start the kernel of one layer."""
+    def call(self, layer: int, current: Tensor, step: int, parity: int) -> tuple[tuple[int, int], tuple, dict]:
+        """Grid, arguments and constants of the kernel for one step of one layer; only the first takes the current."""
+        last = len(self.potentials) - 1
+        arriving = self._sent(layer - 1, parity) if layer else self._sent(last, 1 - parity)
         ring, route, potentials = self.ring, self.ring.routes[layer], self.potentials[layer]
         weights = self.weights[layer] or [potentials]
         batch, height, width, channels = potentials.shape
@@ -197,29 +199,30 @@ class Simulation:
         geometry = route or Route(source=as_image(ring.shapes[layer]), target=as_image(ring.shapes[layer]),
                                   kernel=(1, 1), weight=None)
         pixels = batch * height * width
-        bias, keep = self.biases[layer], self.keep if layer == 0 else None
-        blocks = _blocks(pixels, channels, geometry.source[0], interpreted=self.device.type == "cpu")
+        bias, keep, current = self.biases[layer], None if layer else self.keep, None if layer else current
+        blocks = _blocks(geometry, pixels, self.precision, interpreted=self.device.type == "cpu")
         grid = (triton.cdiv(pixels, blocks["BLOCK_PIXELS"]), triton.cdiv(channels, blocks["BLOCK_CHANNELS"]))
-        fused.step_layer[grid](
+        arguments = (
             arriving, weights[0], weights[-1], _or(bias, potentials), _or(keep, self.gates[layer]),
             _or(current, potentials), potentials, self.traces[layer], self.counts[layer] if self.counts else potentials,
-            self.gates[layer], spikes, self.fired[layer:],
+            self.gates[layer], self._sent(layer, parity), self.fired[layer:], self.said[layer - 1], self.said[layer],
+            step,
             pixels, height, width, channels, geometry.source[1], geometry.source[2], geometry.source[0],
-            ring.upper, ring.lower, ring.quantum, ring.leak, geometry.scale,
+            ring.upper, ring.lower, ring.quantum, ring.leak, geometry.scale)
+        constants = dict(
             KERNEL_HEIGHT=geometry.kernel[0], KERNEL_WIDTH=geometry.kernel[1], STRIDE=geometry.stride,
             PADDING=geometry.padding, SPREADS=geometry.spreads, ROUTE=route is not None, POOL=geometry.weight is None,
             SPLIT=len(weights) == 2, BIAS=bias is not None, KEEP=keep is not None, CURRENT=current is not None,
             COUNTS=bool(self.counts), SENDS=listened, SKIP=self.skip,
             WIDEN=self.device.type == "cpu", PRECISION="tf32" if self.precision == "tf32" else "ieee", **blocks)
+        return grid, arguments, constants
 
     def _load(self, ring: Ring) -> None:
         """Copy the tensors of a ring into those that the recorded loops read."""
         for own, route in zip(self.weights, ring.routes):
             if own is not None:
-                rest = route.weight * route.scale
-                for term in own:
-                    term.copy_(rest)
-                    rest = rest - term
+                for stored, term in zip(own, rounded(route.weight * route.scale, self.precision)):
+                    stored.copy_(term.mT)
         for own, bias in zip(self.biases, ring.biases):
             if own is not None:
                 own.copy_(bias)
@@ -235,13 +238,27 @@ class Simulation:
 
     def _state(self) -> list[Tensor]:
         """All that a step changes."""
-        return [*self.potentials, *self.traces, *self.counts, *self.spikes[0], *self.spikes[1], self.fired]
+        return [*self.potentials, *self.traces, *self.counts, *self.spikes[0], *self.spikes[1], self.fired, self.said]
 
     @staticmethod
     def _tensor(units: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A copy of a layer's values, ``(batch, *shape)``, which the next call does not overwrite."""
         image = units.permute(0, 3, 1, 2).reshape(-1, *shape)
         return image.clone(memory_format=layout(image))
+
+
+def rounded(weight: Tensor, precision: str) -> list[Tensor]:
+    """A float32 weight in a precision, to nearest even: one term or, for bf16x2, two to sum, float32 in value.
+
+    Rounded here, as tensor cores drop the bits that they do not take.
+    """
+    if precision == "fp32":
+        return [weight]
+    if precision == "tf32":
+        bits = weight.view(torch.int32)
+        return [((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)]
+    high = weight.bfloat16().float()
+    return [high, (weight - high).bfloat16().float()] if precision == "bf16x2" else [high]
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -254,13 +271,18 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     return other if tensor is None else tensor
 
 
-def _blocks(pixels: int, channels: int, source_channels: int, *, interpreted: bool) -> dict[str, int]:
+def _blocks(route: Route, pixels: int, precision: str, *, interpreted: bool) -> dict[str, int]:
     """Sizes of the blocks of a product, powers of two of at least 16, and warps to compute one.
 
-    An interpreter takes as long for a large block as for a small one.
+    As large as registers hold without spilling, because blocks read spikes and weights again and again: without tensor
+    cores that is half. Three stages stay below 99 KiB of shared memory, which all GPUs have. Where there is nothing to
+    multiply, small blocks do. An interpreter takes as long for a large block as for a small one.
     """
     def fitting(size: int, most: int) -> int:
         return min(most, max(16, triton.next_power_of_2(size)))
 
-    return {"BLOCK_PIXELS": fitting(pixels, 2**14 if interpreted else 128), "BLOCK_CHANNELS": fitting(channels, 128),
-            "BLOCK_SOURCE": fitting(source_channels, 32), "num_warps": 8, "num_stages": 3}
+    most_pixels = 2**14 if interpreted else 128 if route.weight is not None else 32
+    return {"BLOCK_PIXELS": fitting(pixels, most_pixels),
+            "BLOCK_CHANNELS": fitting(route.target[0], 64 if precision == "fp32" else 128),
+            "BLOCK_SOURCE": fitting(route.source[0], 64 if precision == "bf16" else 32),
+            "num_warps": 8, "num_stages": 3}

@@ -1,0 +1,85 @@
+"""The CUDA engine's kernel, compiled for an H100 as the engine would launch it: this needs no GPU, running it does."""
+import os
+import re
+import subprocess
+
+import pytest
+import torch
+
+from models import AlexNetF, LeNet
+from modules.engines import cuda
+from modules.engines.ring import Ring, backward_ring, forward_ring
+
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
+META = torch.device("meta")  # shapes without memory
+BATCH = 128
+SHARED_BYTES = 99 * 1024  # of a block, on a GPU with little; 227 KiB on an H100
+
+
+class H100:
+    """What Triton asks its driver for when it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return -1  # a key of Triton's cache of kernels, apart from those of a GPU that there may be
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", H100())
+
+
+def rings(model: torch.nn.Module) -> tuple[Ring, Ring]:
+    """Of both phases of training, dropout on."""
+    network = model.to(META).train().network
+    circuit = network._circuit(torch.empty(BATCH, *model.input_shape, device=META),
+                               torch.empty(BATCH, dtype=torch.int64, device=META))
+    masks = [torch.empty(BATCH, *c.output_shape, dtype=torch.bool, device=META) for c in circuit.feedforward]
+    return forward_ring(circuit, BATCH, META), backward_ring(circuit, masks)
+
+
+def compiled(ring: Ring, layer: int, precision: str, skip: bool) -> tuple[str, int, dict[str, int]]:
+    """PTX, bytes of shared memory, and what ptxas says of registers (REG) and of what spills from them (STACK)."""
+    simulation = cuda.Simulation(ring, META, precision, counts=not skip, skip=skip)
+    grid, arguments, constants = simulation.call(layer, torch.empty_like(simulation.potentials[0]), 0, 0)
+    kernel = cuda.fused.step_layer.warmup(*arguments, grid=grid, **constants)
+    with open(os.path.join(os.environ["TRITON_CACHE_DIR"], "kernel.cubin"), "wb") as file:
+        file.write(kernel.asm["cubin"])
+    report = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True,
+                            text=True, check=True).stdout
+    usage = {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", report)}
+    print(f"{ring.routes[layer]}\n{precision}, skip {skip}: {kernel.metadata.shared} bytes shared, {usage}")
+    return kernel.asm["ptx"], kernel.metadata.shared, usage
+
+
+@pytest.mark.parametrize("precision", cuda.PRECISIONS)
+@pytest.mark.parametrize("phase, layer, skip", [
+    ("forward", 0, False), ("forward", 3, False), ("backward", 2, False), ("backward", 2, True), ("backward", 3, True)])
+def test_layers_of_alexnetf(phase: str, layer: int, skip: bool, precision: str, tmp_path, monkeypatch) -> None:
+    """Feedback that spreads, 384 to 384 channels in both directions, stride 2 backwards: tensor cores where the
+    precision has them, loads that run ahead of products in words of 16 bytes, and nothing spills."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    ring = rings(AlexNetF())[phase == "backward"]
+    ptx, shared, usage = compiled(ring, layer, precision, skip)
+    found = set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\S+\.(tf32|bf16)\b", ptx))
+    assert found == {"fp32": set(), "tf32": {"tf32"}}.get(precision, {"bf16"})
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
+    assert copies and set(copies) == {"0x10"}
+    assert shared <= SHARED_BYTES and usage["STACK"] == 0 and usage["REG"] <= 255
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_layers_of_lenet(layer: int, tmp_path, monkeypatch) -> None:
+    """No route, pooling, odd numbers of channels, a linear map."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for ring, skip in zip(rings(LeNet()), (False, True)):
+        ptx, shared, usage = compiled(ring, layer, "tf32", skip)
+        assert shared <= SHARED_BYTES and usage["STACK"] == 0
