@@ -100,8 +100,10 @@ def connection_gradients(connection: Connection, source: Tensor, error: Tensor,
         error: gradient ``d`` of the loss for the current, ``(batch, *output_shape)``.
         wanted: which of input, weight and bias to differentiate; the others come back as None.
     """
-    error = error if connection.dropout is None else error * connection.dropout
     synapse, weight, bias = connection.synapse, *connection.tensors
+    if error.device.type == "cpu" and not error.any():  # no spike came so far; a GPU would have to be waited for
+        return [torch.zeros_like(t) if want else None for t, want in zip((source, weight, bias), wanted)]
+    error = error if connection.dropout is None else error * connection.dropout
     own = [synapse.transpose(error, weight, connection.input_shape) if wanted[0] else None]
     return own + [*synapse.parameter_gradients(source, weight, bias, error, wanted[1:])]
 
