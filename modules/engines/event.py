@@ -125,20 +125,15 @@ class Team:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def share(self, work: Callable[[tuple[int, int], Any], None], *, alone: bool = False) -> None:
-        """Call ``work`` for the first and the one after the last sample of every chunk, and a thread's tools.
-
-        Args:
-            alone: leave it to the calling thread. Behind a dense product that is faster: for a while, PyTorch's own
-                threads keep the other cores busy with waiting for the next one.
-        """
+    def share(self, work: Callable[[tuple[int, int], Any], None]) -> None:
+        """Call ``work`` for the first and the one after the last sample of every chunk, and a thread's tools."""
         chunks = iter(self.chunks)
 
         def take_turns(tools: Any) -> None:
             for chunk in chunks:
                 work(chunk, tools)
 
-        others = [] if alone else [self._pool.submit(take_turns, tools) for tools in self._tools[1:]]
+        others = [self._pool.submit(take_turns, tools) for tools in self._tools[1:]]
         take_turns(self._tools[0])
         for other in others:
             other.result()
@@ -234,8 +229,7 @@ def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team
         frames = 0 if outside is None else len(outside)
         outside = None if outside is None else _pixels(outside.flatten(0, 1), plan.layers[first]).view(-1).numpy()
         what = (first, after), steps, weights, outside, frames, dense_product, writes
-        team.share(lambda samples, tools, what=what: kernels.simulate(plan, state, tools, samples, *what),
-                   alone=dense_product and after == first + 1)
+        team.share(lambda samples, tools, what=what: kernels.simulate(plan, state, tools, samples, *what))
 
 
 def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
@@ -268,7 +262,7 @@ def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team
     else:  # they are a step old, from when it was not known that they should be written so
         pixels = torch.zeros(size, dtype=torch.from_numpy(state.dense).dtype)
         flat = pixels.view(-1).numpy()
-        team.share(lambda samples, _: kernels.spread(plan, state, source, samples, step - 1, flat), alone=True)
+        team.share(lambda samples, _: kernels.spread(plan, state, source, samples, step - 1, flat))
     return _as_layer(pixels, ring.shapes[source])
 
 
