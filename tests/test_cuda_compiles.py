@@ -13,8 +13,8 @@ from modules.engines.ring import Ring, backward_ring, forward_ring
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-# Triton decides at import whether to interpret or to compile. The suite as the README starts it compiles; what runs under
-# the interpreter, in a process of its own, is test_cuda_engine.py.
+# Triton decides at import whether to interpret or to compile. The suite as the README starts it compiles; what runs
+# under the interpreter, in a process of its own, is test_cuda_engine.py.
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
 META = torch.device("meta")  # shapes without memory
 BATCH = 128
