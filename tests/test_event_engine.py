@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
-from modules.engines import dense, event, interface, ring
+from modules.engines import costs, dense, event, interface, ring
 from tests.networks import NAMES, sample_input, small
 
 GRID = 2.0**-6  # numbers on it have exact sums, whatever the order
@@ -112,15 +112,18 @@ def test_every_spike_of_every_synapse(kind: str, neuron: LIF) -> None:
 
 @pytest.mark.parametrize("name", ["alexnetf", "convnetf"])
 def test_dense_products_where_spikes_are_many(name: str, monkeypatch) -> None:
-    """Whatever layers get a dense product, and however this changes from segment to segment: the same spikes."""
+    """Whatever layers get a dense product and samples go together, as this changes from segment to segment: the same
+    spikes."""
     chosen = iter([{0}, {1}, set(), {0, 2}, {0, 1, 2, 3, 4}, {4}, {3}, {0}, set()] * 100)
+    together = iter([16, 1, 2, 3] * 200)
     asked = []
 
-    def change(ring, sent, batch):
+    def change(ring, sent):
         asked.append(sent)
         return frozenset(layer for layer in next(chosen) if layer < len(ring.shapes))
 
-    monkeypatch.setattr(event, "dense_layers", change)
+    monkeypatch.setattr(costs, "dense_layers", change)
+    monkeypatch.setattr(costs, "companions", lambda ring, sent: next(together))
     monkeypatch.setattr(event, "SEGMENT", 3)
     torch.manual_seed(2)
     model = on_grid(small(name, dropout=0.5, gain=3.0)).train()
@@ -133,9 +136,9 @@ def test_cost_model_prefers_products_for_many_spikes_only() -> None:
     network = FeedbackSNN(input=synapses.Conv2d(3, 64, 3), layers=[synapses.Conv2d(64, 64, 3)])
     circuit = network._circuit(torch.zeros(4, 3, 16, 16))
     forward = ring.forward_ring(circuit, 4, torch.device("cpu"))
-    units = 4 * 64 * 16 * 16
+    units = 64 * 16 * 16
     for density, expected in ((0.01, frozenset()), (0.9, frozenset({1}))):
-        assert event.dense_layers(forward, torch.tensor([density * units, 0.0]).numpy(), 4) == expected
+        assert costs.dense_layers(forward, torch.tensor([density * units, 0.0]).numpy()) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

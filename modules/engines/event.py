@@ -5,8 +5,10 @@ compiled loops, a few samples after another on each thread. A layer whose source
 rows would cost more than a product of whole tensors gets that product, decided from the spikes of the steps before.
 """
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modules.circuit import Circuit
-from modules.engines import dense
+from modules.engines import costs, dense
 from modules.engines.interface import BackwardResult, ForwardResult, unable
 from modules.engines.ring import Outcome, Ring, backward, forward
 from modules.engines.routes import WIDTHS, as_image, blocks, padded, supports
@@ -30,11 +32,6 @@ except ImportError:  # numba is not installed
 TURNS = 2
 # Least and most steps between two looks at which layers want a dense product: the first ones follow a guess.
 FIRST_SEGMENT, SEGMENT = 1, 32
-# Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value of a gathered
-# row of weights, by the bytes of all rows, as these fit in the third cache or not; for a multiplication in a product of
-# whole tensors; and for what such a product costs besides, by unit of source and target.
-GATHERED = ((2**24, 0.05), (float("inf"), 0.07))
-MULTIPLIED, MOVED = 0.017, 2.0
 
 
 @torch.no_grad()
@@ -80,20 +77,21 @@ def simulate(ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor
     plan = lay_out(ring, like)
     state = at_rest(plan, steps, counts)
     weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.traces.dtype)
-    sent = np.zeros(len(ring.shapes))
-    products = frozenset()  # the layers that get a dense product
-    step = 0
-    with Team(batch, lambda: scratch(ring, plan)) as team:
+    products, together = frozenset(), 1  # the layers that get a dense product; samples that take a step together
+    step, sent = 0, np.zeros(len(ring.shapes))
+    with Team(lambda: scratch(ring, plan, min(batch, costs.TOGETHER))) as team:
         for current in currents:
             static = len(current) == 1 and step == 0 and steps > 1
             first, last = step, steps if static else step + len(current)
             while step < last:
                 after = min(last, step + min(max(step, FIRST_SEGMENT), SEGMENT))
-                for t, t_after in [(t, t + 1) for t in range(step, after)] if products else [(step, after)]:
-                    own = current if static else current[t - first:t_after - first]
-                    advance(ring, plan, state, team, (t, t_after), weights, own, products)
+                own = current if static else current[step - first:after - first]
+                work = partial(advance, ring, plan, state, steps=range(step, after), weights=weights, current=own,
+                               products=products, together=together)
+                team.share(work, chunks(batch, costs.TOGETHER if products else together))
                 total = state.sent.reshape(batch, len(ring.shapes)).sum(0)
-                products = dense_layers(ring, (total - sent) / (after - step), batch)
+                mean = (total - sent) / (after - step) / max(batch, 1)
+                products, together = costs.dense_layers(ring, mean), costs.companions(ring, mean)
                 step, sent = after, total
     traces = _layers_of(ring, plan, state.traces, like)
     numbers = _layers_of(ring, plan, state.counts, like) if counts else traces
@@ -107,36 +105,50 @@ class Team:
     They live as long as one simulation, so that processes may fork and simulations may run side by side.
 
     Args:
-        batch: number of samples; tools: makes what each thread needs.
+        tools: makes what each thread needs.
     """
 
-    def __init__(self, batch: int, tools: Callable[[], Any]) -> None:
-        threads = torch.get_num_threads()
-        size = max(1, -(-batch // (threads * TURNS)))
-        self.chunks = [(begin, min(begin + size, batch)) for begin in range(0, batch, size)]
-        self.helpers = max(0, min(threads, len(self.chunks)) - 1)
-        self._tools = [tools() for _ in range(self.helpers + 1)]
-        self._pool = ThreadPoolExecutor(self.helpers) if self.helpers > 0 else None
+    def __init__(self, tools: Callable[[], Any]) -> None:
+        self._tools = [tools() for _ in range(torch.get_num_threads())]
+        self._pool = ThreadPoolExecutor(len(self._tools))
 
     def __enter__(self) -> "Team":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
 
-    def share(self, work: Callable[[tuple[int, int], Any], None]) -> None:
-        """Call ``work`` for the first and the one after the last sample of every chunk, and a thread's tools."""
-        chunks = iter(self.chunks)
+    def share(self, work: Callable[[Any, range], None], chunks: list[range]) -> None:
+        """Call ``work`` with a thread's tools for every chunk of samples."""
+        left = iter(chunks)
 
         def take_turns(tools: Any) -> None:
-            for chunk in chunks:
-                work(chunk, tools)
+            for chunk in left:
+                work(tools, chunk)
 
-        others = [self._pool.submit(take_turns, tools) for tools in self._tools[1:]]
-        take_turns(self._tools[0])
-        for other in others:
-            other.result()
+        with one_thread_each():
+            others = [self._pool.submit(take_turns, tools) for tools in self._tools[1:len(chunks)]]
+            take_turns(self._tools[0])
+            for other in others:
+                other.result()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let PyTorch use one thread for each of the team: more would keep processors busy with waiting for work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of this thread, and of those that call PyTorch for the first time
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def chunks(batch: int, together: int) -> list[range]:
+    """The samples of a batch, in chunks: some for each thread, of at least so many samples if all threads get one."""
+    share = -(-batch // torch.get_num_threads())
+    size = max(-(-share // TURNS), min(together, share), 1)
+    return [range(begin, min(begin + size, batch)) for begin in range(0, batch, size)]
 
 
 def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
@@ -148,13 +160,17 @@ def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
     layers[:, (k.CHANNELS, k.HEIGHT, k.WIDTH)] = images
     layers[:, k.BLOCK] = [WIDTHS[-1] if route is None else route.block for route in ring.routes]
     layers[:, k.PADDED] = [padded(*pair) for pair in layers[:, (k.CHANNELS, k.BLOCK)].tolist()]
+    layers[:, k.WEIGHT_ROWS] = [0 if route is None else route.rows for route in ring.routes]
     area = layers[:, k.HEIGHT] * layers[:, k.WIDTH]
     sizes = {k.UNITS: area * layers[:, k.PADDED], k.SPIKES: area * layers[:, k.CHANNELS],
              k.POINTERS: 2 * layers[:, k.HEIGHT] * (layers[:, k.WIDTH] + 1),
-             k.WORDS: area * -(-layers[:, k.PADDED] // k.WORD)}
+             k.WORDS: area * -(-layers[:, k.PADDED] // k.WORD),
+             k.WEIGHTS: layers[:, k.WEIGHT_ROWS] * layers[:, k.PADDED]}
     for column, own in sizes.items():
         layers[:, column] = own.cumsum() - own
-    weights, biases, begins, windows, columns = [], [], [], [], []
+    total = {column: int(own.sum()) for column, own in sizes.items()}
+    weights = like.new_empty(total[k.WEIGHTS])
+    biases, begins, windows, columns = [], [], [], []
     for layer, (route, bias) in enumerate(zip(ring.routes, ring.biases)):
         L = layers[layer]
         L[k.SOURCE], L[k.BIAS] = -1, -1
@@ -162,21 +178,20 @@ def lay_out(ring: Ring, like: Tensor) -> "kernels.Plan":
         if route is None:
             continue
         L[k.SOURCE] = (layer - 1) % len(images)
-        L[k.POOL], L[k.WEIGHT_ROWS] = route.weight is None, route.rows
+        L[k.POOL] = route.weight is None
         layers[layer - 1, k.SPIKE_COLUMN] = route.column_step
         row_begins, row_windows = route.row_windows
         L[k.WINDOW_ROWS], L[k.WINDOW_COLUMNS] = len(begins), len(columns)
         begins += [len(windows) + n for n in row_begins]
         windows += row_windows
         columns += route.column_windows
-        L[k.WEIGHTS] = sum(map(len, weights))
-        weights.append(route.weights())
+        if route.weight is not None:
+            route.write_weights(weights[L[k.WEIGHTS]:][:sizes[k.WEIGHTS][layer]])
         if bias is not None:
             L[k.BIAS] = sum(map(len, biases))
             biases.append(F.pad(bias, (0, int(L[k.PADDED]) - len(bias))))
-    total = {column: int(own.sum()) for column, own in sizes.items()}
     return k.Plan(
-        layers=layers, weights=_joined(weights, like), bias=_joined(biases, like),
+        layers=layers, weights=weights.numpy(), bias=torch.cat([like.new_empty(0), *biases]).numpy(),
         row_begins=np.array(begins, np.int64), row_windows=np.array(windows, np.int64).reshape(-1, 2),
         column_windows=np.array(columns, np.int64).reshape(-1, 3),
         pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers),
@@ -200,69 +215,59 @@ def at_rest(plan: "kernels.Plan", steps: int, counts: bool) -> "kernels.State":
         fired=np.zeros(plan.batch * layers, np.int64), sent=np.zeros(plan.batch * layers, np.int64))
 
 
-def scratch(ring: Ring, plan: "kernels.Plan") -> "kernels.Scratch":
-    """Room for one step of any layer; memory that no spike needs is never touched."""
+def scratch(ring: Ring, plan: "kernels.Plan", samples: int) -> "kernels.Scratch":
+    """Room for one step of any layer of some samples; memory that no spike needs is never touched."""
     areas = plan.layers[:, kernels.HEIGHT] * plan.layers[:, kernels.WIDTH]
     reach = [0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes]
     bits = plan.words * kernels.WORD // 8
     return kernels.Scratch(
-        visits=np.empty(4 * areas.max(initial=0), np.int64),
-        rows=np.empty((areas * reach).max(initial=0) + kernels.ROOM, np.int32),
-        up=np.zeros(bits, np.uint8), down=np.zeros(bits, np.uint8))
+        visits=np.empty(samples * 4 * areas.max(initial=0), np.int64), begins=np.empty(samples + 1, np.int64),
+        rows=np.empty(samples * (areas * reach).max(initial=0) + kernels.ROOM, np.int32),
+        up=np.zeros(samples * bits, np.uint8), down=np.zeros(samples * bits, np.uint8))
 
 
-def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, steps: tuple[int, int],
-            weights: np.ndarray, current: Tensor, products: frozenset[int]) -> None:
-    """Advance all layers by ``steps``, first and one after the last; by a single one if there are ``products``.
+def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", tools: "kernels.Scratch", samples: range, *,
+            steps: range, weights: np.ndarray, current: Tensor, products: frozenset[int], together: int) -> None:
+    """Advance all layers of some samples by some steps.
 
     Args:
+        weights: of all steps in the traces.
         current: into the first layer, ``(frames, batch, *shape)``, of these steps or one frame for all.
         products: the layers whose currents are products of whole tensors.
+        together: number of samples that take a step together.
     """
+    def run(steps: range, layers: tuple[int, int], outside: Tensor | None, product: bool = False) -> None:
+        flat = _pixels(outside.flatten(0, 1), plan.layers[layers[0]]).view(-1).numpy() if outside is not None else none
+        frames = 0 if outside is None else len(outside)
+        kernels.simulate(plan, state, tools, (samples.start, samples.stop), together, layers, (steps.start, steps.stop),
+                         weights, flat, frames, product, writes)
+
+    current, none = current[:, samples.start:samples.stop], np.empty(0, plan.weights.dtype)
     starts = sorted({0, *products})
     writes = sum(1 << layer - 1 for layer in products if layer)
-    for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
-        outside, dense_product = current if first == 0 else None, first in products
-        if dense_product:
-            arrived = ring.products[first](_spikes(ring, plan, state, team, first, steps[0]))[None]
-            outside = arrived if outside is None else outside + arrived
-        frames = 0 if outside is None else len(outside)
-        outside = None if outside is None else _pixels(outside.flatten(0, 1), plan.layers[first]).view(-1).numpy()
-        what = (first, after), steps, weights, outside, frames, dense_product, writes
-        team.share(lambda samples, tools, what=what: kernels.simulate(plan, state, tools, samples, *what))
+    if not products:
+        return run(steps, (0, len(ring.shapes)), current)
+    for step in steps:
+        for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
+            outside = current[[step - steps.start if len(current) > 1 else 0]] if first == 0 else None
+            if first in products:
+                product = ring.products[first](_spikes(ring, plan, state, samples, first, step))[None]
+                outside = product if outside is None else outside + product
+            run(range(step, step + 1), (first, after), outside, first in products)
 
 
-def dense_layers(ring: Ring, sent: np.ndarray, batch: int) -> frozenset[int]:
-    """The layers for which a dense product costs less than the gathering of rows.
-
-    Args:
-        sent: spikes in a step that each layer sends on.
-    """
-    chosen = set()
-    for layer, route_ in enumerate(ring.routes):
-        if route_ is None or route_.weight is None:
-            continue
-        source, target = (torch.Size(shape).numel() for shape in (route_.source, route_.target))
-        products = route_.multiplications
-        size = route_.weight.numel() * route_.weight.element_size()
-        gathered = sent[layer - 1] * products / source * next(cost for limit, cost in GATHERED if size <= limit)
-        if gathered > batch * (products * MULTIPLIED + (source + target) * MOVED):
-            chosen.add(layer)
-    return frozenset(chosen)
-
-
-def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", team: Team, target: int, step: int) -> Tensor:
-    """The spikes that arrive at a layer, as a tensor of -1, 0 and 1, ``(batch, *shape of the source)``."""
+def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", samples: range, target: int,
+            step: int) -> Tensor:
+    """The spikes that arrive at a layer, as a tensor of -1, 0 and 1, ``(samples, *shape of the source)``."""
     source = (target - 1) % len(ring.shapes)
     L = plan.layers[source]
-    size = plan.batch, *L[[kernels.HEIGHT, kernels.WIDTH, kernels.PADDED]].tolist()
+    image = L[[kernels.HEIGHT, kernels.WIDTH, kernels.PADDED]].tolist()
     if target:
-        begin = plan.batch * int(L[kernels.UNITS])
-        pixels = torch.from_numpy(state.dense)[begin:begin + math.prod(size)].view(size)
+        begin = plan.batch * int(L[kernels.UNITS]) + samples.start * math.prod(image)
+        pixels = torch.from_numpy(state.dense)[begin:begin + len(samples) * math.prod(image)].view(-1, *image)
     else:  # they are a step old, from when it was not known that they should be written so
-        pixels = torch.zeros(size, dtype=torch.from_numpy(state.dense).dtype)
-        flat = pixels.view(-1).numpy()
-        team.share(lambda samples, _: kernels.spread(plan, state, source, samples, step - 1, flat))
+        pixels = torch.zeros((len(samples), *image), dtype=torch.from_numpy(state.dense).dtype)
+        kernels.spread(plan, state, source, (samples.start, samples.stop), step - 1, pixels.view(-1).numpy())
     return _as_layer(pixels, ring.shapes[source])
 
 
@@ -307,7 +312,3 @@ def _kept(keep: Tensor, L: np.ndarray, units: int, dtype: type) -> np.ndarray:
     array[:, :pixels[0].numel()] = torch.cat(parts, 1).numpy()
     return array.reshape(-1)
 
-
-def _joined(tensors: list[Tensor], like: Tensor) -> np.ndarray:
-    """Tensors behind one another."""
-    return torch.cat([like.new_empty(0), *tensors]).numpy()

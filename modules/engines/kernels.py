@@ -110,16 +110,18 @@ class State(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What one thread needs for one step of one layer of one sample.
+    """What one thread needs for one step of one layer of some samples.
 
     Attributes:
-        visits: int64 ``(pixels * 4)``, for each pixel that changes its number, and where in ``rows`` the spikes that
-            reach it begin, where the negative ones do, and where they end.
+        visits: int64 ``(samples * pixels * 4)``, for each pixel that changes its number, and where in ``rows`` the
+            spikes that reach it begin, where the negative ones do, and where they end.
+        begins: int64 ``(samples + 1)``, where the visits of each sample begin.
         rows: int32, the rows of weights of spikes, as numbers.
         up, down: uint8, bits of the units that fire, laid out as in ``Plan.gate``.
     """
 
     visits: np.ndarray
+    begins: np.ndarray
     rows: np.ndarray
     up: np.ndarray
     down: np.ndarray
@@ -187,20 +189,20 @@ def collect(plan, state, source, windows, window, negative, rows, place):
 
 
 @njit(**OPTIONS)
-def visit(plan, state, scratch, layer, source, sample, always):
+def visit(plan, state, scratch, layer, source, sample, always, visits, place):
     """List the pixels of a layer that change, and the spikes that reach each.
 
     Args:
         source: whose spikes arrive; always: all pixels change.
+        visits, place: number of visits and of rows that are listed already.
 
     Returns:
-        Number of visits.
+        These numbers with those of this sample.
     """
     L = plan.layers[layer]
     both = plan.lower > -np.inf
     always = always or state.waiting[sample * len(plan.layers) + layer]
     state.waiting[sample * len(plan.layers) + layer] = 0
-    visits, place = 0, 0
     for y in range(L[HEIGHT]):
         begin = plan.row_begins[L[WINDOW_ROWS] + y]
         end = plan.row_begins[L[WINDOW_ROWS] + y + 1] if source.width else begin
@@ -222,7 +224,7 @@ def visit(plan, state, scratch, layer, source, sample, always):
                 put(scratch.visits, 4 * visits + 2, middle)
                 put(scratch.visits, 4 * visits + 3, last)
                 visits, place = visits + 1, last
-    return visits
+    return visits, place
 
 
 @njit(**OPTIONS)
@@ -230,7 +232,7 @@ def pool(plan, state, scratch, layer, sample, visits):
     """Add to the channels that spikes name; blocks of a layer that pools have ``BLOCK`` channels throughout."""
     L = plan.layers[layer]
     area, block = L[HEIGHT] * L[WIDTH], L[BLOCK]
-    for v in range(visits):
+    for v in range(visits[0], visits[1]):
         begin, middle, end = at(scratch.visits, 4 * v + 1), at(scratch.visits, 4 * v + 2), at(scratch.visits, 4 * v + 3)
         units = sample * plan.units + L[UNITS] + at(scratch.visits, 4 * v) * block
         for i in range(begin, end):
@@ -246,11 +248,12 @@ def pool(plan, state, scratch, layer, sample, visits):
 def _updates_of(width):
     """The update of a block of ``width`` channels."""
     @njit(**OPTIONS)
-    def update(plan, state, scratch, layer, sample, channel, visits, writes, weight, current, frame):
+    def update(plan, state, scratch, layer, sample, bits, channel, visits, writes, weight, current, frame):
         """Integrate, fire, reset and count.
 
         Args:
-            channel: the first of the block; visits: their number; weight: of a spike in the traces.
+            bits: where those of the sample begin; channel: the first of the block.
+            visits: first, and one after the last; weight: of a spike in the traces.
             writes: send spikes to ``State.dense``; all pixels are visited then.
             current: from outside; frame: where that of this sample begins, or -1 for none.
         """
@@ -258,7 +261,7 @@ def _updates_of(width):
         area, line = L[HEIGHT] * L[WIDTH], -(-L[PADDED] // WORD) * WORD  # a pixel's bits
         units = sample * plan.units + L[UNITS] + channel * area
         weights, fired, beyond = L[WEIGHTS] + channel * L[WEIGHT_ROWS], 0, np.uint64(0)
-        for v in range(visits):
+        for v in range(visits[0], visits[1]):
             pixel, begin = at(scratch.visits, 4 * v), at(scratch.visits, 4 * v + 1)
             middle, end = at(scratch.visits, 4 * v + 2), at(scratch.visits, 4 * v + 3)
             unit = units + pixel * width
@@ -282,12 +285,12 @@ def _updates_of(width):
             if plan.leak != 1:
                 total = total * fill(plan.leak, width)
             store(state.potentials, unit, total)
-            store_bits(scratch.up, pixel * line + channel, up, width)
-            store_bits(scratch.down, pixel * line + channel, down, width)
-        for v in range(visits):
+            store_bits(scratch.up, bits + pixel * line + channel, up, width)
+            store_bits(scratch.down, bits + pixel * line + channel, down, width)
+        for v in range(visits[0], visits[1]):
             pixel = at(scratch.visits, 4 * v)
             unit, bit = units + pixel * width, pixel * line + channel
-            up, down = load_bits(scratch.up, bit, width), load_bits(scratch.down, bit, width)
+            up, down = load_bits(scratch.up, bits + bit, width), load_bits(scratch.down, bits + bit, width)
             if up | down:
                 trace = subtract_where(load(state.traces, unit, width), up, -weight)
                 store(state.traces, unit, subtract_where(trace, down, weight))
@@ -320,28 +323,28 @@ def emit(spikes, bits, number, place, step):
 
 
 @njit(**OPTIONS)
-def send(plan, state, scratch, layer, sample, step, visits):
+def send(plan, state, scratch, layer, sample, bits, step, visits):
     """List the spikes that pass the gate."""
     L = plan.layers[layer]
     width, column, words = L[WIDTH], L[SPIKE_COLUMN], -(-L[PADDED] // WORD)
     place = step % 2 * plan.batch + sample
     pointers, gates = place * plan.pointers + L[POINTERS], (sample * plan.words + L[WORDS]) * WORD
-    v, sent = 0, 0  # the next visit, and spikes of the rows before
+    (v, end_of_visits), sent = visits, 0  # the next visit, and spikes of the rows before
     for y in range(L[HEIGHT]):
         begin = place * plan.spikes + L[SPIKES] + y * width * L[CHANNELS]
         end = begin + width * L[CHANNELS] - 1
         front, back = begin, end  # where the next spikes of this row go
-        if v < visits and at(scratch.visits, 4 * v) < (y + 1) * width:
+        if v < end_of_visits and at(scratch.visits, 4 * v) < (y + 1) * width:
             for x in range(width):
                 put(state.pointers, pointers + x, front - begin)
                 put(state.pointers, pointers + width + 1 + x, end - back)
                 pixel = y * width + x
-                if v == visits or at(scratch.visits, 4 * v) != pixel:
+                if v == end_of_visits or at(scratch.visits, 4 * v) != pixel:
                     continue
                 v += 1
                 for word in range(pixel * words, (pixel + 1) * words):
-                    up = load_bits(scratch.up, word * WORD, WORD)
-                    down = load_bits(scratch.down, word * WORD, WORD)
+                    up = load_bits(scratch.up, bits + word * WORD, WORD)
+                    down = load_bits(scratch.down, bits + word * WORD, WORD)
                     if up | down:
                         gate = load_bits(plan.gate, gates + word * WORD, WORD)
                         number = x * column + (word - pixel * words) * WORD
@@ -354,57 +357,74 @@ def send(plan, state, scratch, layer, sample, step, visits):
     state.sent[sample * len(plan.layers) + layer] += sent
 
 
+@njit(forceinline=True, **OPTIONS)
+def visits_of(scratch, number):
+    """First and one after the last visit of a sample of this step."""
+    return at(scratch.begins, number), at(scratch.begins, number + 1)
+
+
 @njit(**OPTIONS)
-def step_layer(plan, state, scratch, layer, source_layer, writes, sample, step, weight, current, frame):
-    """One step of one layer of one sample.
+def step_layer(plan, state, scratch, layer, source_layer, writes, samples, step, weight, current, frame):
+    """One step of one layer of some samples.
 
     Args:
         source_layer: whose spikes it takes, or -1 for none; writes: send spikes to ``State.dense``, not to lists.
-        weight: of this step's spikes in the traces.
-        current: values from outside; frame: where those of this sample begin, or -1 for none.
+        samples: first, and one after the last; weight: of this step's spikes in the traces.
+        current: values from outside; frame: where those of the first of the samples begin, or -1 for none.
     """
-    L, source = plan.layers[layer], Source(0, 0, 0, 0)
-    if source_layer >= 0:  # the last layer of a ring is the first one's source, a step ago
-        source = source_of(plan, source_layer, sample, step - (source_layer >= layer))
+    L, visits, rows, bits = plan.layers[layer], 0, 0, plan.words * WORD
     always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0 or writes  # what moves a potential without a spike
-    visits = visit(plan, state, scratch, layer, source, sample, always)
-    if L[POOL]:
-        pool(plan, state, scratch, layer, sample, visits)
+    for number in range(samples[1] - samples[0]):
+        sample, source = samples[0] + number, Source(0, 0, 0, 0)
+        if source_layer >= 0:  # the last layer of a ring is the first one's source, a step ago
+            source = source_of(plan, source_layer, sample, step - (source_layer >= layer))
+        scratch.begins[number] = visits
+        visits, rows = visit(plan, state, scratch, layer, source, sample, always, visits, rows)
+        scratch.begins[number + 1] = visits
+        if L[POOL]:
+            pool(plan, state, scratch, layer, sample, visits_of(scratch, number))
     for channel in range(0, L[PADDED], L[BLOCK]):
         width = min(L[BLOCK], L[PADDED] - channel)
-        if width == 64:
-            update64(plan, state, scratch, layer, sample, channel, visits, writes, weight, current, frame)
-        elif width == 32:
-            update32(plan, state, scratch, layer, sample, channel, visits, writes, weight, current, frame)
-        else:
-            update16(plan, state, scratch, layer, sample, channel, visits, writes, weight, current, frame)
+        for number in range(samples[1] - samples[0]):
+            sample, own, begin = samples[0] + number, visits_of(scratch, number), number * bits
+            outside = frame if frame < 0 else frame + number * L[HEIGHT] * L[WIDTH] * L[PADDED]
+            if width == 64:
+                update64(plan, state, scratch, layer, sample, begin, channel, own, writes, weight, current, outside)
+            elif width == 32:
+                update32(plan, state, scratch, layer, sample, begin, channel, own, writes, weight, current, outside)
+            else:
+                update16(plan, state, scratch, layer, sample, begin, channel, own, writes, weight, current, outside)
     if not writes:
-        send(plan, state, scratch, layer, sample, step, visits)
+        for number in range(samples[1] - samples[0]):
+            send(plan, state, scratch, layer, samples[0] + number, number * bits, step, visits_of(scratch, number))
 
 
 @njit(**OPTIONS)
-def simulate(plan, state, scratch, samples, layers, steps, weights, current, frames, product, writes):
-    """Advance some layers of some samples by some steps, sample by sample, as their potentials fit in a cache.
+def simulate(plan, state, scratch, samples, together, layers, steps, weights, current, frames, product, writes):
+    """Advance some layers of some samples by some steps.
 
     Args:
         samples, layers, steps: first, and one after the last.
+        together: number of samples that take a step together: they share the weights that a cache holds, where one
+            sample alone for all steps keeps its potentials there.
         weights: of all steps in the traces.
-        current: from outside into the first of ``layers``, ``(frames, batch, height, width, padded channels)``, flat;
+        current: from outside into the first of ``layers``, ``(frames, samples, height, width, padded channels)``, flat;
             one frame serves all steps.
         product: ``current`` is a dense product, all that the first of ``layers`` receives besides its bias.
         writes: bit ``l`` says that layer ``l`` writes its spikes to ``State.dense``.
     """
-    first = layers[0]
+    first, number = layers[0], samples[1] - samples[0]
     size = plan.layers[first, HEIGHT] * plan.layers[first, WIDTH] * plan.layers[first, PADDED]
-    for sample in range(samples[0], samples[1]):
+    for begin in range(samples[0], samples[1], together):
+        group = begin, min(begin + together, samples[1])
         for step in range(steps[0], steps[1]):
             for layer in range(first, layers[1]):
                 source, frame = plan.layers[layer, SOURCE], -1
                 if layer == first and frames:
-                    frame = ((step - steps[0] if frames > 1 else 0) * plan.batch + sample) * size
+                    frame = ((step - steps[0] if frames > 1 else 0) * number + begin - samples[0]) * size
                     source = -1 if product else source
                 writes_own = (writes >> layer) & 1
-                step_layer(plan, state, scratch, layer, source, writes_own, sample, step, weights[step], current, frame)
+                step_layer(plan, state, scratch, layer, source, writes_own, group, step, weights[step], current, frame)
 
 
 @njit(**OPTIONS)
@@ -412,7 +432,7 @@ def spread(plan, state, layer, samples, step, dense):
     """Write the spikes that a layer listed in ``step`` as 1 and -1.
 
     Args:
-        samples: first, and one after the last; dense: zeros ``(batch, height, width, padded channels)``, flat.
+        samples: first, and one after the last; dense: zeros ``(samples, height, width, padded channels)``, flat.
     """
     L = plan.layers[layer]
     one = plan.upper / plan.upper
@@ -426,7 +446,7 @@ def spread(plan, state, layer, samples, step, dense):
             begin = source.spikes + y * source.capacity
             end = begin + source.capacity
             for x in range(L[WIDTH]):
-                pixel = ((sample * L[HEIGHT] + y) * L[WIDTH] + x) * L[PADDED] - x * L[SPIKE_COLUMN]
+                pixel = (((sample - samples[0]) * L[HEIGHT] + y) * L[WIDTH] + x) * L[PADDED] - x * L[SPIKE_COLUMN]
                 for e in range(begin + at(state.pointers, up + x), begin + at(state.pointers, up + x + 1)):
                     dense[pixel + state.spikes[e]] = one
                 for e in range(end - at(state.pointers, down + x + 1), end - at(state.pointers, down + x)):

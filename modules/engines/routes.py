@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -77,13 +76,15 @@ class Route:
         """By how many rows of weights a spike moves on when it moves one column to the right."""
         return self._column * (-self.stride if self.spreads else 1)
 
-    def weights(self) -> Tensor:
-        """All rows, block by block, as one flat tensor, scaled, padded with zeros."""
-        if self.weight is None:
-            return torch.empty(0)
-        size = padded(self.target[0], self.block)
-        rows = F.pad(self.weight * self.scale, (0, size - self.target[0])).reshape(-1, size)
-        return torch.cat([rows[:, first:first + width].flatten() for first, width in blocks(size, self.block)])
+    def write_weights(self, rows: Tensor) -> None:
+        """Write all rows, block by block, scaled, padded with zeros, to a flat tensor ``(rows * padded channels,)``."""
+        begin = 0
+        for first, width in blocks(padded(self.target[0], self.block), self.block):
+            own = self.weight[..., first:first + width]
+            block = rows[begin:begin + self.rows * width].view(*own.shape[:3], width)
+            torch.mul(own, self.scale, out=block[..., :own.shape[-1]])
+            block[..., own.shape[-1]:] = 0
+            begin += block.numel()
 
     @cached_property
     def row_windows(self) -> tuple[list[int], list[tuple[int, int]]]:

@@ -1,0 +1,45 @@
+"""What a step of the event engine costs, and how to go on from there: by measured costs, not by a fixed rule."""
+import numpy as np
+import torch
+
+from modules.engines.ring import Ring
+
+# Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value of a gathered
+# row of weights, by the bytes of all rows, as these fit in the third cache or not; for a multiplication in a product of
+# whole tensors; and for what such a product costs besides, by unit of source and target.
+GATHERED = ((2**24, 0.05), (float("inf"), 0.07))
+MULTIPLIED, MOVED = 0.017, 2.0
+# Samples that take a step together where they share something: rows of weights in the second cache, or a product.
+TOGETHER = 16
+
+
+def gathered(ring: Ring, sent: np.ndarray) -> dict[int, float]:
+    """Values of weights that a step gathers for one sample, by layer.
+
+    Args:
+        sent: spikes that each layer sends on in a step of one sample.
+    """
+    return {layer: sent[layer - 1] * route.multiplications / torch.Size(route.source).numel()
+            for layer, route in enumerate(ring.routes) if route is not None and route.weight is not None}
+
+
+def dense_layers(ring: Ring, sent: np.ndarray) -> frozenset[int]:
+    """The layers for which a dense product costs less than the gathering of rows; ``sent`` as in :func:`gathered`."""
+    chosen = set()
+    for layer, values in gathered(ring, sent).items():
+        route = ring.routes[layer]
+        size = route.weight.numel() * route.weight.element_size()
+        units = torch.Size(route.source).numel() + torch.Size(route.target).numel()
+        value = next(cost for limit, cost in GATHERED if size <= limit)
+        if values * value > route.multiplications * MULTIPLIED + units * MOVED:
+            chosen.add(layer)
+    return frozenset(chosen)
+
+
+def companions(ring: Ring, sent: np.ndarray) -> int:
+    """Number of samples that should take a step together, layer by layer, as they use the same weights.
+
+    A sample alone for all steps keeps its potentials in a cache instead, which is better where it uses few of them.
+    """
+    values = gathered(ring, sent)
+    return TOGETHER if sum(values.values()) > sum(ring.routes[layer].weight.numel() for layer in values) else 1
