@@ -13,6 +13,9 @@ from modules.engines.ring import Ring, backward_ring, forward_ring
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
+from modules.engines.chain import STEPS, Chain  # noqa: E402
+from modules.engines.simulation import Launch, Simulation  # noqa: E402
+
 # Triton decides at import whether to interpret or to compile. The suite as the README starts it compiles; what runs
 # under the interpreter, in a process of its own, is test_cuda_engine.py.
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
@@ -48,17 +51,15 @@ def rings(model: torch.nn.Module) -> tuple[Ring, Ring]:
     return forward_ring(circuit, BATCH, META), backward_ring(circuit, masks)
 
 
-def compiled(ring: Ring, layer: int, precision: str, skip: bool) -> tuple[str, int, dict[str, int]]:
+def compiled(launch: Launch, title: object) -> tuple[str, int, dict[str, int]]:
     """PTX, bytes of shared memory, and what ptxas says of registers (REG) and of what spills from them (STACK)."""
-    simulation = cuda.Simulation(ring, META, precision, counts=not skip, skip=skip)
-    grid, arguments, constants = simulation.call(layer, torch.empty_like(simulation.potentials[0]), 0, 0)
-    kernel = cuda.fused.step_layer.warmup(*arguments, grid=grid, **constants)
+    kernel = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.constants)
     with open(os.path.join(os.environ["TRITON_CACHE_DIR"], "kernel.cubin"), "wb") as file:
         file.write(kernel.asm["cubin"])
     report = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True,
                             text=True, check=True).stdout
     usage = {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", report)}
-    print(f"{ring.routes[layer]}\n{precision}, skip {skip}: {kernel.metadata.shared} bytes shared, {usage}")
+    print(f"{title}: {kernel.metadata.shared} bytes shared, {usage}")
     return kernel.asm["ptx"], kernel.metadata.shared, usage
 
 
@@ -70,7 +71,9 @@ def test_layers_of_alexnetf(phase: str, layer: int, skip: bool, precision: str, 
     precision has them, loads that run ahead of products in words of 16 bytes, and nothing spills."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     ring = rings(AlexNetF())[phase == "backward"]
-    ptx, shared, usage = compiled(ring, layer, precision, skip)
+    simulation = Simulation(ring, META, precision, counts=not skip, skip=skip)
+    launch = simulation.launch(layer, torch.empty_like(simulation.potentials[0]), 0, 0)
+    ptx, shared, usage = compiled(launch, (ring.routes[layer], precision, skip))
     found = set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\S+\.(tf32|bf16)\b", ptx))
     assert found == {"fp32": set(), "tf32": {"tf32"}}.get(precision, {"bf16"})
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
@@ -80,8 +83,12 @@ def test_layers_of_alexnetf(phase: str, layer: int, skip: bool, precision: str, 
 
 @pytest.mark.parametrize("layer", range(4))
 def test_layers_of_lenet(layer: int, tmp_path, monkeypatch) -> None:
-    """No route, pooling, odd numbers of channels, a linear map."""
+    """No route, pooling, odd numbers of channels, a linear map; products of some steps and the neurons' steps apart."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for ring, skip in zip(rings(LeNet()), (False, True)):
-        ptx, shared, usage = compiled(ring, layer, "tf32", skip)
-        assert shared <= SHARED_BYTES and usage["STACK"] == 0
+        simulation = Chain(ring, META, "tf32", counts=not skip, skip=skip)
+        launches = simulation.launches(layer, torch.empty_like(simulation.potentials[0])[None], 1, STEPS)
+        assert len(launches) == (1 if layer == 0 else 2)
+        for launch in launches:
+            ptx, shared, usage = compiled(launch, (ring.routes[layer], skip))
+            assert shared <= SHARED_BYTES and usage["STACK"] == 0

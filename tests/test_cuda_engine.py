@@ -13,7 +13,9 @@ import torch
 
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
 from modules.engines import cuda, dense
+from modules.engines.chain import STEPS as STEPS_AT_ONCE
 from modules.engines.replay import Replay
+from modules.engines.simulation import rounded
 from tests.networks import NAMES, sample_input, small
 from tests.processes import REPOSITORY, environment
 from tests.test_event_engine import GRID, ROUTES, on_grid
@@ -85,7 +87,7 @@ if RUNS:
                                        (*coarse.network.layers, coarse.network.feedback)):
                 weight = connection.stored_weight
                 weight += torch.randint(-2**8, 2**8, weight.shape) * 2.0**-16  # sums stay exact
-                own.stored_weight.copy_(cuda.rounded(weight, precision)[0])
+                own.stored_weight.copy_(rounded(weight, precision)[0])
         x = (sample_input("alexnetf", model, batch=4).float() / GRID).round() * GRID
         gradient = (torch.randn(4, *model.network.layer_shapes(x.shape[1:])[-1]) / GRID / 2).round().to(DEVICE) * GRID
         results = []
@@ -118,6 +120,18 @@ if RUNS:
         torch.manual_seed(3)
         model = on_grid(small("convnetf", gain=2.0, time_step=11, time_step_back=3)).float().train()
         compare(model.network, sample_input("convnetf", model, batch=2, frames=11).float(), "fp32", calls=2)
+
+    @pytest.mark.parametrize("event_input", [False, True])
+    def test_layers_without_feedback_take_steps_at_once(event_input: bool) -> None:
+        """More steps than a layer takes at once, and some left over; twice, as what was said before must not count."""
+        torch.manual_seed(7)
+        steps = 2 * STEPS_AT_ONCE + 3
+        network = on_grid(FeedbackSNN(
+            input=synapses.Conv2d(2, 5, 3), layers=[synapses.AvgPool2d(2), synapses.Conv2d(5, 18, 3, dropout=0.5)],
+            neuron=LIF(v_threshold=0.5, u_rest=-0.5, leak=0.5), couple=TernaryCouple(v_threshold=0.25),
+            event_input=event_input, time_step=steps, time_step_back=steps)).train()
+        size = (2, *([steps] if event_input else []), 2, 8, 9)
+        compare(network, (torch.randn(size) / GRID).round() * GRID, "fp32", calls=2)
 
     def test_training_step_through_autograd() -> None:
         """Two forward passes before a backward one: static tensors are not what comes out."""
@@ -174,12 +188,12 @@ def test_weights_are_rounded_to_nearest(precision: str, terms: int, error: float
     """By half a unit of the last place at most, and not again when they already are rounded."""
     torch.manual_seed(5)
     weight = torch.randn(3, 5, 400).transpose(0, 2) * 2.0 ** torch.randint(-20, 20, (400, 5, 3))
-    found = cuda.rounded(weight, precision)
+    found = rounded(weight, precision)
     total = sum(found)
     power = 2.0 ** weight.abs().log2().floor()
     assert len(found) == terms and ((total - weight).abs() <= error * power).all()
     assert (total - weight).abs().max() >= error * power.min() / 2
-    assert torch.equal(sum(cuda.rounded(total, precision)), total)
+    assert torch.equal(sum(rounded(total, precision)), total)
     if precision.startswith("bf16"):
         assert all(torch.equal(term, term.bfloat16().float()) for term in found)
 
@@ -190,5 +204,5 @@ def test_tf32_keeps_ten_bits_behind_the_first() -> None:
     weight = torch.tensor([1, 1 + unit / 2, 1 + 1.5 * unit, -1 - unit / 2, -1 - 0.51 * unit, 2 - unit / 4, 0.0,
                            float("inf")])
     expected = [1, 1, 1 + 2 * unit, -1, -1 - unit, 2, 0, float("inf")]
-    assert cuda.rounded(weight, "tf32")[0].tolist() == expected
-    assert cuda.rounded(torch.tensor([float("nan")]), "tf32")[0].isnan().all()
+    assert rounded(weight, "tf32")[0].tolist() == expected
+    assert rounded(torch.tensor([float("nan")]), "tf32")[0].isnan().all()
