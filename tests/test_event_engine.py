@@ -127,7 +127,13 @@ def test_dense_products_where_spikes_are_many(name: str, monkeypatch) -> None:
     monkeypatch.setattr(event, "SEGMENT", 3)
     torch.manual_seed(2)
     model = on_grid(small(name, dropout=0.5, gain=3.0)).train()
-    assert_same(model.network, sample_input(name, model, batch=5) * 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # so that there are several chunks of samples
+    try:
+        assert_same(model.network, sample_input(name, model, batch=5) * 2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     assert len(asked) > 20
 
 

@@ -242,7 +242,8 @@ def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", tools: "ke
         kernels.simulate(plan, state, tools, (samples.start, samples.stop), together, layers, (steps.start, steps.stop),
                          weights, flat, frames, product, writes)
 
-    current, none = current[:, samples.start:samples.stop], np.empty(0, plan.weights.dtype)
+    slice_, none = slice(samples.start, samples.stop), np.empty(0, plan.weights.dtype)
+    current = current[:, slice_]
     starts = sorted({0, *products})
     writes = sum(1 << layer - 1 for layer in products if layer)
     if not products:
@@ -251,7 +252,7 @@ def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", tools: "ke
         for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
             outside = current[[step - steps.start if len(current) > 1 else 0]] if first == 0 else None
             if first in products:
-                product = ring.products[first](_spikes(ring, plan, state, samples, first, step))[None]
+                product = ring.products[first](_spikes(ring, plan, state, samples, first, step), slice_)[None]
                 outside = product if outside is None else outside + product
             run(range(step, step + 1), (first, after), outside, first in products)
 

@@ -26,7 +26,8 @@ class Ring:
 
     Attributes:
         shapes: of the layers. Lists hold an entry per layer; the first layer's route is the closing one, from the last.
-        routes: or None; products: the same maps, from spikes to currents, of whole tensors, or None.
+        routes: or None; products: the same maps of whole tensors, or None: from the spikes of a slice of the batch, and
+            that slice, to currents.
         biases: ``(channels,)``, or None; gates: bool ``(batch, *shape)``, which units send spikes on.
         keep: bool, which units of the first layer the closing route reaches, or None for all.
         upper, lower, quantum, leak: of the neurons.
@@ -34,7 +35,7 @@ class Ring:
 
     shapes: list[Shape]
     routes: list[Route | None]
-    products: list[Callable[[Tensor], Tensor] | None]
+    products: list[Callable[[Tensor, slice], Tensor] | None]
     biases: list[Tensor | None]
     gates: list[Tensor]
     keep: Tensor | None
@@ -143,13 +144,13 @@ def _all(connection: Connection, batch: int, device: torch.device) -> Tensor:
     return torch.ones((batch, *connection.output_shape), dtype=torch.bool, device=device)
 
 
-def _forward_product(connection: Connection, spikes: Tensor) -> Tensor:
+def _forward_product(connection: Connection, spikes: Tensor, samples: slice) -> Tensor:
     """What a forward route carries, the bias left out."""
     current = connection.synapse.current(spikes, connection.weight, None, connection.output_shape)
-    return current if connection.dropout is None else current * connection.dropout
+    return current if connection.dropout is None else current * connection.dropout[samples]
 
 
-def _backward_product(connection: Connection, scale: float, spikes: Tensor) -> Tensor:
+def _backward_product(connection: Connection, scale: float, spikes: Tensor, samples: slice) -> Tensor:
     """What a backward route carries; ``spikes`` are overwritten."""
     return connection.transpose(spikes.mul_(scale))
 
