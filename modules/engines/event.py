@@ -250,7 +250,8 @@ def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", tools: "ke
         return run(steps, (0, len(ring.shapes)), current)
     for step in steps:
         for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
-            outside = current[[step - steps.start if len(current) > 1 else 0]] if first == 0 else None
+            frame = step - steps.start if len(current) > 1 else 0
+            outside = current[frame:frame + 1] if first == 0 else None
             if first in products:
                 product = ring.products[first](_spikes(ring, plan, state, samples, first, step), slice_)[None]
                 outside = product if outside is None else outside + product
