@@ -20,7 +20,8 @@ from cifar_alexnetf import build_loaders, build_model
 from models import SpikingClassifier
 from modules.circuit import Circuit
 from modules.engines import BackwardResult, Engine, ForwardResult, event
-from modules.engines.cuda import PRECISIONS, CudaEngine, rounded
+from modules.engines.cuda import PRECISIONS, CudaEngine
+from modules.engines.simulation import rounded
 from utils import checkpoint
 
 

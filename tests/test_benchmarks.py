@@ -1,0 +1,39 @@
+"""The benchmarks run, on noise and for few steps: a figure in the README is no use if nobody can measure it again."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.processes import REPOSITORY, environment
+
+
+def run(*command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, env=environment(), capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_speed(tmp_path: Path) -> None:
+    """Seconds of both engines and their ratio, printed and written; the scale is the experiment's own, 100 / 128."""
+    file = tmp_path / "speed.json"
+    printed = run("benchmarks.speed", "--model", "lenet", "--batch", "2", "--engines", "dense", "event",
+                  "--repeats", "1", "--json", str(file))
+    found = json.loads(file.read_text())
+    assert found["steps"] == [30, 100] and found["inputs"] == "noise" and found["scale_factor / batch"] == 100 / 128
+    for stage in ("forward", "backward", "both"):
+        seconds = {engine: found["seconds"][engine][stage] for engine in ("dense", "event")}
+        assert min(seconds.values()) > 0
+        assert found["ratio"]["event"][stage] == seconds["dense"] / seconds["event"]
+    assert f"{found['ratio']['event']['both']:.2f}" in printed
+
+
+def test_precision() -> None:
+    """A row for each precision: fp32 is what the others differ from, tf32 and bf16 in rates of the last layer."""
+    printed = run("benchmarks.precision", "--device", "cpu", "--batch", "2", "--steps", "8", "--steps-back", "20",
+                  "--drive", "400")
+    table = [line.split("|") for line in printed.splitlines() if line.startswith("|")]
+    rows = {cells[1].strip(): cells[2:] for cells in table}
+    last_layer = {name: float(rows[name][0].split()[-1]) for name in ("fp32", "tf32", "bf16x2", "bf16")}
+    assert last_layer["fp32"] == 0 and float(rows["fp32"][2]) == 0
+    assert last_layer["tf32"] > 0 and last_layer["bf16"] > 0 and float(rows["bf16"][2]) > 0
