@@ -34,7 +34,7 @@ speed() {  # MODEL LIMIT BATCH ENGINES...
 precisions=(cuda:fp32 cuda:tf32 cuda:bf16x2 cuda:bf16)
 step tests 140 "$python" -m pytest -q -n 8 -p no:cacheprovider tests/test_cuda_engine.py
 step precision 120 "$python" -m benchmarks.precision --batch 128 "${path[@]}"  # compiles what the next part times
-speed alexnetf 60 128 dense "${precisions[@]}"
+speed alexnetf 60 128 dense "${precisions[@]}" cuda:bf16:whole
 speed lenet 40 128 dense "${precisions[@]}"
 speed cifarnetf 90 128 dense "${precisions[@]}"
 for batch in 128 64 32; do  # the largest that fits

@@ -23,6 +23,8 @@ import dvs_cifar_convnetf
 import mnist_lenet
 from models import SpikingClassifier
 from modules import SpikeStatistics
+from modules.engines import Engine
+from modules.engines.cuda import CudaEngine
 from modules.engines.routes import route
 from utils import checkpoint
 
@@ -72,6 +74,12 @@ def one_iteration(model: SpikingClassifier, inputs: Tensor, labels: Tensor,
     return dict(zip(("forward", "backward"), times)), statistics_
 
 
+def engine_of(name: str) -> Engine | str:
+    """The engine that an entry of ``--engines`` means."""
+    engine, *rest = name.split(":")
+    return CudaEngine(rest[0], skip="whole" not in rest) if engine == "cuda" and rest else engine
+
+
 def measure(options: argparse.Namespace) -> dict:
     """All figures, in plain types."""
     torch.manual_seed(options.seed)
@@ -83,11 +91,11 @@ def measure(options: argparse.Namespace) -> dict:
     device = torch.device(options.device)
     model, inputs, labels = model.to(device), inputs.to(device), labels.to(device)
     drive = options.drive or args.drive
-    runs, memory = {engine: [] for engine in options.engines}, {}
+    engines = {engine: engine_of(engine) for engine in options.engines}
+    runs, memory = {engine: [] for engine in engines}, {}
     for repeat in range(options.repeats + 1):  # the first is a warm-up
-        for engine in options.engines:
-            model.network.engine, _, precision = engine.partition(":")
-            model.network.precision = precision or "tf32"
+        for engine in engines:
+            model.network.engine = engines[engine]
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             seconds, spikes = one_iteration(model, inputs, labels, drive * options.batch)
@@ -137,7 +145,8 @@ if __name__ == "__main__":
     parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--engines", nargs="+", default=["dense", "event"],
-                        help="the first is what others compare to; the CUDA engine with a precision, as cuda:bf16")
+                        help="the first is what others compare to; cuda:bf16 is the CUDA engine in a precision, "
+                             "cuda:bf16:whole the same without leaving out products where no spike arrives")
     parser.add_argument("--path", help="folder of the data sets")
     parser.add_argument("--resume", help="checkpoint to take the weights from")
     parser.add_argument("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")
@@ -146,7 +155,10 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
-    found = measure(options)
+    try:
+        found = measure(options)
+    except ValueError as mistake:
+        parser.error(str(mistake))
     seconds, ratio = found.pop("seconds"), found.pop("ratio")
     for key, value in found.items():
         print(f"{key}: {value}")
