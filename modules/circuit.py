@@ -103,17 +103,19 @@ class Circuit:
         return [*per_layer, *([per_layer[0]] if self.has_feedback else [])]
 
     def input_currents(self, x: Tensor) -> Iterator[Tensor]:
-        """``W_0 x(t) + b_0`` for ``t = 1..T``: one product for a constant input, some frames at a time for events."""
-        if not self.event_input:
-            current = self.input.current(x)
-            for _ in range(self.time_step):
-                yield current
-            return
+        """``W_0 x(t) + b_0`` for ``t = 1..T``."""
+        if self.event_input:
+            return (current for frames in self.frames_of_currents(x) for current in frames)
+        current = self.input.current(x)
+        return (current for _ in range(self.time_step))
+
+    def frames_of_currents(self, x: Tensor) -> Iterator[Tensor]:
+        """The currents of event input, some steps at a time, ``(frames, batch, *shape)``."""
         for frames in x.split(FRAMES_PER_PRODUCT):
             flat = frames.flatten(0, 1).contiguous(memory_format=layout(frames[0]))
             raw = self.input.synapse.current(flat, self.input.weight, self.input.bias, self.input.output_shape)
-            for current in raw.unflatten(0, frames.shape[:2]):
-                yield current if self.input.dropout is None else current * self.input.dropout
+            currents = raw.unflatten(0, frames.shape[:2])
+            yield currents if self.input.dropout is None else currents * self.input.dropout
 
 
 def zeros(connection: Connection, batch: int, *, like: Tensor) -> Tensor:

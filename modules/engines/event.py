@@ -82,10 +82,11 @@ def simulate(ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor
     with Team(lambda: scratch(ring, plan, min(batch, costs.TOGETHER))) as team:
         for current in currents:
             static = len(current) == 1 and step == 0 and steps > 1
+            pixels = _pixels(current.flatten(0, 1), plan.layers[0]).unflatten(0, current.shape[:2])
             first, last = step, steps if static else step + len(current)
             while step < last:
                 after = min(last, step + min(max(step, FIRST_SEGMENT), SEGMENT))
-                own = current if static else current[step - first:after - first]
+                own = pixels if static else pixels[step - first:after - first]
                 work = partial(advance, ring, plan, state, steps=range(step, after), weights=weights, current=own,
                                products=products, together=together)
                 team.share(work, chunks(batch, costs.TOGETHER if products else together))
@@ -232,30 +233,29 @@ def advance(ring: Ring, plan: "kernels.Plan", state: "kernels.State", tools: "ke
 
     Args:
         weights: of all steps in the traces.
-        current: into the first layer, ``(frames, batch, *shape)``, of these steps or one frame for all.
+        current: into the first layer, ``(frames, batch, height, width, padded channels)``, of these steps or one frame
+            for all.
         products: the layers whose currents are products of whole tensors.
         together: number of samples that take a step together.
     """
-    def run(steps: range, layers: tuple[int, int], outside: Tensor | None, product: bool = False) -> None:
-        flat = _pixels(outside.flatten(0, 1), plan.layers[layers[0]]).view(-1).numpy() if outside is not None else none
-        frames = 0 if outside is None else len(outside)
+    def run(steps: range, layers: tuple[int, int], outside: Tensor, held: range, product: bool = False) -> None:
         kernels.simulate(plan, state, tools, (samples.start, samples.stop), together, layers, (steps.start, steps.stop),
-                         weights, flat, frames, product, writes)
+                         weights, outside.view(-1).numpy(), len(outside), (held.start, len(held)), product, writes)
 
-    slice_, none = slice(samples.start, samples.stop), np.empty(0, plan.weights.dtype)
-    current = current[:, slice_]
+    slice_, none = slice(samples.start, samples.stop), current.new_empty(0)
     starts = sorted({0, *products})
     writes = sum(1 << layer - 1 for layer in products if layer)
     if not products:
-        return run(steps, (0, len(ring.shapes)), current)
+        return run(steps, (0, len(ring.shapes)), current, range(current.shape[1]))
     for step in steps:
         for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
             frame = step - steps.start if len(current) > 1 else 0
-            outside = current[frame:frame + 1] if first == 0 else None
+            outside = current[frame:frame + 1, slice_] if first == 0 else none
             if first in products:
-                product = ring.products[first](_spikes(ring, plan, state, samples, first, step), slice_)[None]
-                outside = product if outside is None else outside + product
-            run(range(step, step + 1), (first, after), outside, first in products)
+                product = ring.products[first](_spikes(ring, plan, state, samples, first, step), slice_)
+                arriving = _pixels(product, plan.layers[first])[None]
+                outside = outside + arriving if first == 0 else arriving
+            run(range(step, step + 1), (first, after), outside, samples, first in products)
 
 
 def _spikes(ring: Ring, plan: "kernels.Plan", state: "kernels.State", samples: range, target: int,

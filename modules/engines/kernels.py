@@ -400,7 +400,7 @@ def step_layer(plan, state, scratch, layer, source_layer, writes, samples, step,
 
 
 @njit(**OPTIONS)
-def simulate(plan, state, scratch, samples, together, layers, steps, weights, current, frames, product, writes):
+def simulate(plan, state, scratch, samples, together, layers, steps, weights, current, frames, held, product, writes):
     """Advance some layers of some samples by some steps.
 
     Args:
@@ -409,11 +409,11 @@ def simulate(plan, state, scratch, samples, together, layers, steps, weights, cu
             sample alone for all steps keeps its potentials there.
         weights: of all steps in the traces.
         current: from outside into the first of ``layers``, ``(frames, samples, height, width, padded channels)``, flat;
-            one frame serves all steps.
+            one frame serves all steps. held: the first of its samples, and their number.
         product: ``current`` is a dense product, all that the first of ``layers`` receives besides its bias.
         writes: bit ``l`` says that layer ``l`` writes its spikes to ``State.dense``.
     """
-    first, number = layers[0], samples[1] - samples[0]
+    first = layers[0]
     size = plan.layers[first, HEIGHT] * plan.layers[first, WIDTH] * plan.layers[first, PADDED]
     for begin in range(samples[0], samples[1], together):
         group = begin, min(begin + together, samples[1])
@@ -421,7 +421,7 @@ def simulate(plan, state, scratch, samples, together, layers, steps, weights, cu
             for layer in range(first, layers[1]):
                 source, frame = plan.layers[layer, SOURCE], -1
                 if layer == first and frames:
-                    frame = ((step - steps[0] if frames > 1 else 0) * number + begin - samples[0]) * size
+                    frame = ((step - steps[0] if frames > 1 else 0) * held[1] + begin - held[0]) * size
                     source = -1 if product else source
                 writes_own = (writes >> layer) & 1
                 step_layer(plan, state, scratch, layer, source, writes_own, group, step, weights[step], current, frame)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from modules.circuit import FRAMES_PER_PRODUCT, Circuit, Connection
+from modules.circuit import Circuit, Connection
 from modules.engines.interface import BackwardResult, ForwardResult
 from modules.engines.routes import Route, route
 from modules.neurons import leak_sum
@@ -157,9 +157,4 @@ def _backward_product(connection: Connection, scale: float, spikes: Tensor, samp
 
 def _frames(circuit: Circuit, x: Tensor) -> Iterable[Tensor]:
     """Currents into layer 0, ``(frames, batch, ...)``: a constant one, or all steps in groups."""
-    currents = circuit.input_currents(x)
-    if not circuit.event_input:
-        return [next(currents)[None]]
-    groups = range(0, circuit.time_step, FRAMES_PER_PRODUCT)
-    return (torch.stack([next(currents) for _ in range(min(FRAMES_PER_PRODUCT, circuit.time_step - begin))])
-            for begin in groups)
+    return circuit.frames_of_currents(x) if circuit.event_input else [circuit.input.current(x)[None]]
