@@ -1,24 +1,22 @@
-"""The CUDA engine's kernel, compiled for an H100 as the engine would launch it: this needs no GPU, running it does."""
+"""The CUDA engine's kernels, compiled for an H100 as it would launch them: this needs no GPU, running them does."""
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
 from models import AlexNetF, LeNet
 from modules.engines import cuda
+from modules.engines.chain import STEPS, Chain
 from modules.engines.ring import Ring, backward_ring, forward_ring
+from modules.engines.simulation import Launch, Simulation
+from tests.processes import REPOSITORY, environment
 
-triton = pytest.importorskip("triton")
-from triton.backends.compiler import GPUTarget  # noqa: E402
-
-from modules.engines.chain import STEPS, Chain  # noqa: E402
-from modules.engines.simulation import Launch, Simulation  # noqa: E402
-
-# Triton decides at import whether to interpret or to compile. The suite as the README starts it compiles; what runs
-# under the interpreter, in a process of its own, is test_cuda_engine.py.
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 META = torch.device("meta")  # shapes without memory
 BATCH = 128
 SHARED_BYTES = 99 * 1024  # of a block, on a GPU with little; 227 KiB on an H100
@@ -63,32 +61,39 @@ def compiled(launch: Launch, title: object) -> tuple[str, int, dict[str, int]]:
     return kernel.asm["ptx"], kernel.metadata.shared, usage
 
 
-@pytest.mark.parametrize("precision", cuda.PRECISIONS)
-@pytest.mark.parametrize("phase, layer, skip", [
-    ("forward", 0, False), ("forward", 3, False), ("backward", 2, False), ("backward", 2, True), ("backward", 3, True)])
-def test_layers_of_alexnetf(phase: str, layer: int, skip: bool, precision: str, tmp_path, monkeypatch) -> None:
-    """Feedback that spreads, 384 to 384 channels in both directions, stride 2 backwards: tensor cores where the
-    precision has them, loads that run ahead of products in words of 16 bytes, and nothing spills."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    ring = rings(AlexNetF())[phase == "backward"]
-    simulation = Simulation(ring, META, precision, counts=not skip, skip=skip)
-    launch = simulation.launch(layer, torch.empty_like(simulation.potentials[0]), 0, 0)
-    ptx, shared, usage = compiled(launch, (ring.routes[layer], precision, skip))
-    found = set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\S+\.(tf32|bf16)\b", ptx))
-    assert found == {"fp32": set(), "tf32": {"tf32"}}.get(precision, {"bf16"})
-    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
-    assert copies and set(copies) == {"0x10"}
-    assert shared <= SHARED_BYTES and usage["STACK"] == 0 and usage["REG"] <= 255
+if INTERPRETED:  # decided when Triton is imported, for the whole process, and there is nothing to compile then
+    def test_with_the_compiler() -> None:
+        """The tests below, in a process of their own."""
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", __file__], cwd=REPOSITORY, capture_output=True,
+                              text=True, env=environment(TRITON_INTERPRET="0"), timeout=500)
+        assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:]
+else:
+    @pytest.mark.parametrize("precision", cuda.PRECISIONS)
+    @pytest.mark.parametrize("phase, layer, skip", [
+        ("forward", 0, False), ("forward", 3, False), ("backward", 2, False), ("backward", 2, True),
+        ("backward", 3, True)])
+    def test_layers_of_alexnetf(phase: str, layer: int, skip: bool, precision: str, tmp_path, monkeypatch) -> None:
+        """Feedback that spreads, 384 to 384 channels in both directions, stride 2 backwards: tensor cores where the
+        precision has them, loads that run ahead of products in words of 16 bytes, and nothing spills."""
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+        ring = rings(AlexNetF())[phase == "backward"]
+        simulation = Simulation(ring, META, precision, counts=not skip, skip=skip)
+        launch = simulation.launch(layer, torch.empty_like(simulation.potentials[0]), 0, 0)
+        ptx, shared, usage = compiled(launch, (ring.routes[layer], precision, skip))
+        found = set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)\S+\.(tf32|bf16)\b", ptx))
+        assert found == {"fp32": set(), "tf32": {"tf32"}}.get(precision, {"bf16"})
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
+        assert copies and set(copies) == {"0x10"}
+        assert shared <= SHARED_BYTES and usage["STACK"] == 0 and usage["REG"] <= 255
 
-
-@pytest.mark.parametrize("layer", range(4))
-def test_layers_of_lenet(layer: int, tmp_path, monkeypatch) -> None:
-    """No route, pooling, odd numbers of channels, a linear map; products of some steps and the neurons' steps apart."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for ring, skip in zip(rings(LeNet()), (False, True)):
-        simulation = Chain(ring, META, "tf32", counts=not skip, skip=skip)
-        launches = simulation.launches(layer, torch.empty_like(simulation.potentials[0])[None], 1, STEPS)
-        assert len(launches) == (1 if layer == 0 else 2)
-        for launch in launches:
-            ptx, shared, usage = compiled(launch, (ring.routes[layer], skip))
-            assert shared <= SHARED_BYTES and usage["STACK"] == 0
+    @pytest.mark.parametrize("layer", range(4))
+    def test_layers_of_lenet(layer: int, tmp_path, monkeypatch) -> None:
+        """No route, pooling, odd numbers of channels, a linear map; products of some steps, apart from the neurons."""
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+        for ring, skip in zip(rings(LeNet()), (False, True)):
+            simulation = Chain(ring, META, "tf32", counts=not skip, skip=skip)
+            launches = simulation.launches(layer, torch.empty_like(simulation.potentials[0])[None], 1, STEPS)
+            assert len(launches) == (1 if layer == 0 else 2)
+            for launch in launches:
+                ptx, shared, usage = compiled(launch, (ring.routes[layer], skip))
+                assert shared <= SHARED_BYTES and usage["STACK"] == 0

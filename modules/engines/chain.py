@@ -7,11 +7,10 @@ import math
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from modules.engines import fused
-from modules.engines.simulation import Launch, Simulation, grid
+from modules.engines.simulation import Launch, Simulation, fitting, grid
 
 # Steps that a layer takes at once; so many steps' spikes and currents are in memory.
 STEPS = 8
@@ -25,7 +24,7 @@ class Chain(Simulation):
 
         Currents into a layer take their turns in one buffer, as they are used up before the next layer's turn.
         """
-        self.carried = torch.empty(STEPS * max(map(math.prod, sizes)), device=self.device)
+        self.carried = torch.empty(STEPS * max(map(math.prod, sizes[1:]), default=0), device=self.device)
         spikes = [torch.zeros((STEPS * size[0], *size[1:]), dtype=self.number, device=self.device) for size in sizes]
         return spikes, torch.zeros((len(sizes), STEPS * self.batch), dtype=torch.int32, device=self.device)
 
@@ -52,8 +51,8 @@ class Chain(Simulation):
         _, height, width, channels = potentials.shape
         pixels = self.batch * height * width
         blocks: dict[str, Any] = {
-            "BLOCK_PIXELS": min(2**14 if self.device.type == "cpu" else 16, triton.next_power_of_2(pixels)),
-            "BLOCK_CHANNELS": max(16, min(128, triton.next_power_of_2(channels))), "num_warps": 8}
+            "BLOCK_PIXELS": fitting(pixels, 2**14 if self.device.type == "cpu" else 16),
+            "BLOCK_CHANNELS": fitting(channels, 128), "num_warps": 8}
         size = pixels, height, width, channels
         return [*found, Launch(fused.step_neurons, grid(size, blocks),
                                (*size, step, steps, bias, current, frame, *neurons),

@@ -115,9 +115,8 @@ class Simulation:
         last = len(self.potentials) - 1
         arriving = self._sent(layer - 1, parity) if layer else self._sent(last, 1 - parity)
         arguments, constants = self._product(layer, arriving, self.batch)
-        neurons, options = self._neurons(layer, self._sent(layer, parity))
+        (bias, *neurons), options = self._neurons(layer, self._sent(layer, parity))
         keep, current = None if layer else self.keep, None if layer else current
-        bias, *neurons = neurons
         potentials = self.potentials[layer]
         return Launch(
             fused.step_layer, grid(arguments, constants),
@@ -204,22 +203,24 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     return other if tensor is None else tensor
 
 
-def grid(product: tuple, constants: dict[str, Any]) -> tuple[int, int]:
-    """Number of blocks of pixels and of channels for a product's arguments."""
-    *_, pixels, _, _, channels = product
+def grid(arguments: tuple, constants: dict[str, Any]) -> tuple[int, int]:
+    """Number of blocks of pixels and of channels, for arguments that end in pixels, height, width and channels."""
+    *_, pixels, _, _, channels = arguments
     return triton.cdiv(pixels, constants["BLOCK_PIXELS"]), triton.cdiv(channels, constants["BLOCK_CHANNELS"])
 
 
+def fitting(size: int, most: int) -> int:
+    """The size of a block: a power of two, from 16 to ``most``, that holds ``size`` if it can."""
+    return min(most, max(16, triton.next_power_of_2(size)))
+
+
 def _blocks(route: Route, pixels: int, precision: str, *, interpreted: bool) -> dict[str, int]:
-    """Sizes of the blocks of a product, powers of two of at least 16, and warps to compute one.
+    """Sizes of the blocks of a product, and warps to compute one.
 
     As large as registers hold without spilling, because blocks read spikes and weights again and again: without tensor
     cores that is half. Three stages stay below 99 KiB of shared memory, which all GPUs have. Where there is nothing to
     multiply, small blocks do. An interpreter takes as long for a large block as for a small one.
     """
-    def fitting(size: int, most: int) -> int:
-        return min(most, max(16, triton.next_power_of_2(size)))
-
     most_pixels = 2**14 if interpreted else 128 if route.weight is not None else 32
     return {"BLOCK_PIXELS": fitting(pixels, most_pixels),
             "BLOCK_CHANNELS": fitting(route.target[0], 64 if precision == "fp32" else 128),
