@@ -41,7 +41,7 @@ class Rounded:
     def _rounded(self, circuit: Circuit, factor: float) -> Circuit:
         tensors = [*circuit.input.tensors]
         for c in circuit.connections[1:]:
-            scale = factor if c.dropout is None else factor / (1 - c.synapse.dropout)
+            scale = factor * c.dropout_scale
             weight = c.weight if c.weight is None else sum(rounded(c.weight * scale, self.precision)) / scale
             tensors += [weight, c.bias]
         return circuit.bind(tuple(tensors))

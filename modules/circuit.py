@@ -34,6 +34,11 @@ class Connection:
         """The tensors that gradients are wanted for: weight and bias."""
         return self.weight, self.bias
 
+    @property
+    def dropout_scale(self) -> float:
+        """The one number besides 0 in a dropout mask, 1/(1-p); 1 without a mask."""
+        return 1.0 if self.dropout is None else 1 / (1 - self.synapse.dropout)
+
     def current(self, spikes: Tensor) -> Tensor:
         """``dropout * (W s + b)``, the bias included as it is part of the current."""
         current = self.synapse.current(spikes, self.weight, self.bias, self.output_shape)

@@ -101,9 +101,9 @@ def forward_ring(circuit: Circuit, batch: int, device: torch.device) -> Ring:
         gates[-1] = torch.zeros_like(gates[-1])
     return Ring(
         shapes=[c.output_shape for c in circuit.feedforward],
-        routes=[c and route(c, _dropout_scale(c)) for c in into],
+        routes=[c and route(c, c.dropout_scale) for c in into],
         products=[c and functools.partial(_forward_product, c) for c in into],
-        biases=[None if c is None or c.bias is None else c.bias * _dropout_scale(c) for c in into], gates=gates,
+        biases=[None if c is None or c.bias is None else c.bias * c.dropout_scale for c in into], gates=gates,
         keep=circuit.feedback and _kept(circuit.feedback),
         upper=neuron.v_threshold, lower=-float("inf"), quantum=neuron.quantum, leak=neuron.leak)
 
@@ -112,7 +112,7 @@ def backward_ring(circuit: Circuit, masks: list[Tensor]) -> Ring:
     """Layers N-1 to 0, closed by the transpose of the feedback synapse; spikes carry ``kappa_b / kappa``."""
     couple, factor = circuit.couple, circuit.couple.quantum / circuit.neuron.quantum
     out_of = [circuit.feedback, *circuit.feedforward[1:]]  # the connection whose transpose leads out of each layer
-    scales = [c and factor * _dropout_scale(c) for c in out_of]
+    scales = [c and factor * c.dropout_scale for c in out_of]
     gates = [torch.zeros_like(m) if c is None else m if c.dropout is None else m & _kept(c)
              for c, m in zip(out_of, masks)]
     into = [0, *range(len(masks) - 1, 0, -1)]  # in ring order, the layer whose spikes arrive
@@ -122,11 +122,6 @@ def backward_ring(circuit: Circuit, masks: list[Tensor]) -> Ring:
         products=[out_of[i] and functools.partial(_backward_product, out_of[i], scales[i]) for i in into],
         biases=[None] * len(masks), gates=gates[::-1], keep=None,
         upper=couple.v_threshold, lower=-couple.v_threshold, quantum=couple.quantum, leak=couple.leak)
-
-
-def _dropout_scale(connection: Connection) -> float:
-    """The one number besides 0 in a dropout mask, 1/(1-p)."""
-    return 1.0 if connection.dropout is None else 1 / (1 - connection.synapse.dropout)
 
 
 def _kept(connection: Connection) -> Tensor | None:
