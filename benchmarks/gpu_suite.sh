@@ -41,7 +41,10 @@ for batch in 128 64 32; do  # the largest that fits
     speed convnetf 60 "$batch" dense cuda:tf32 cuda:bf16
     [ -s "$output/convnetf.json" ] && break
 done
-step digits 40 "$python" mnist_lenet.py -d digits --epochs 4 --manualSeed 1 -c "$output/digits"
+for precision in fp32 tf32 bf16x2 bf16; do  # short training curves
+    step "digits_$precision" 30 "$python" mnist_lenet.py -d digits --epochs 4 --manualSeed 1 --precision "$precision" \
+        -c "$output/digits_$precision"
+done
 if [ -n "$data" ]; then
     step training 100 "$python" cifar_alexnetf.py "${path[@]}" --max-iters 391 --manualSeed 1 -c "$output/alexnetf"
 fi
