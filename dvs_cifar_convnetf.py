@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from data.cifar10_dvs import CIFAR10DVS, CLASSES
-from data.sampling import make_loaders
 from models import ConvNetF, dynamics
 from modules import engines
 from utils import experiment
+from utils.loading import make_loaders
 
 DEFAULTS = {
     "dataset": "cifar10-dvs",

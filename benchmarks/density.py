@@ -19,7 +19,8 @@ from benchmarks.speed import describe
 from models import AlexNetF
 from modules import FeedbackSNN, synapses
 from modules.circuit import Circuit
-from modules.engines import dense, event
+from modules.engines import dense
+from modules.engines.event import engine as event
 
 ENGINES = {"dense": dense, "event": event}
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5)

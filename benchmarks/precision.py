@@ -19,9 +19,10 @@ from benchmarks.speed import data, describe, experiment, one_iteration
 from cifar_alexnetf import build_loaders, build_model
 from models import SpikingClassifier
 from modules.circuit import Circuit
-from modules.engines import BackwardResult, Engine, ForwardResult, event
-from modules.engines.cuda import PRECISIONS, CudaEngine
-from modules.engines.simulation import rounded
+from modules.engines import BackwardResult, Engine, ForwardResult
+from modules.engines.cuda.engine import PRECISIONS, CudaEngine
+from modules.engines.cuda.loop import rounded
+from modules.engines.event import engine as event
 from utils import checkpoint
 
 

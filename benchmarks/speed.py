@@ -24,7 +24,7 @@ import mnist_lenet
 from models import SpikingClassifier
 from modules import SpikeStatistics
 from modules.engines import Engine
-from modules.engines.cuda import CudaEngine
+from modules.engines.cuda.engine import CudaEngine
 from modules.engines.routes import route
 from utils import checkpoint
 

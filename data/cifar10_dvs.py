@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from data.aedat import Events, parse_aedat, read_aedat
 from data.frames import TRANSFORMS, events_to_frames
+from utils.processes import cores
 
 T = TypeVar("T")
 Key = tuple[str, int]  # class and number of a recording
@@ -318,7 +319,7 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, wo
         targets = [cache / f"cifar10_{name}_{number}.npy" for name, number in missing]
         work = partial(_convert_one, frames=frames, transform=transform, size=size)
         # Spawned, since forked copies of a process with threads, as PyTorch's is, may hang.
-        pool = ProcessPoolExecutor(max(1, min(workers or _cores(), len(missing))), multiprocessing.get_context("spawn"),
+        pool = ProcessPoolExecutor(max(1, min(workers or cores(), len(missing))), multiprocessing.get_context("spawn"),
                                    initializer=_follow_parent)
         try:
             for _ in _progress(pool.map(work, missing.values(), targets), "Converting recordings", len(missing)):
@@ -359,11 +360,6 @@ def _follow_parent() -> None:
 def _cached(cache: Path) -> dict[Key, Path]:
     names = os.listdir(cache) if cache.is_dir() else []
     return {key: cache / name for key, name in _numbered(names, "npy").items()}
-
-
-def _cores() -> int:
-    """Cores that this process may use: on a shared machine fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

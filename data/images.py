@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from data.sampling import make_loaders
+from utils.loading import make_loaders
 
 TORCHVISION = {"mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
                "cifar100": datasets.CIFAR100}
@@ -26,7 +26,7 @@ def image_loaders(args: argparse.Namespace, *, mean: Sequence[float], std: Seque
     """Loaders of the training and test images of ``args.dataset``.
 
     Args:
-        args: ``dataset``, ``path`` and what :func:`data.sampling.make_loaders` reads.
+        args: ``dataset``, ``path`` and what :func:`utils.loading.make_loaders` reads.
         mean, std: of each channel, for normalisation; augmentation: transforms of a training image before that.
     """
     normalise = [transforms.ToTensor(), transforms.Normalize(mean, std)]

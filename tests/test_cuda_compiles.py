@@ -10,10 +10,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from models import AlexNetF, LeNet
-from modules.engines import cuda
-from modules.engines.chain import STEPS, Chain
+from modules.engines.cuda import engine as cuda
+from modules.engines.cuda.chain import STEPS, Chain
+from modules.engines.cuda.loop import Launch, Simulation
 from modules.engines.ring import Ring, backward_ring, forward_ring
-from modules.engines.simulation import Launch, Simulation
 from tests.processes import REPOSITORY, environment
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

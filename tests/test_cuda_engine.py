@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
-from modules.engines import cuda, dense
-from modules.engines.chain import STEPS as STEPS_AT_ONCE
-from modules.engines.replay import Replay
-from modules.engines.simulation import rounded
+from modules.engines import dense
+from modules.engines.cuda import engine as cuda
+from modules.engines.cuda.chain import STEPS as STEPS_AT_ONCE
+from modules.engines.cuda.graph import Replay
+from modules.engines.cuda.loop import rounded
 from tests.networks import NAMES, sample_input, small
 from tests.processes import REPOSITORY, environment
 from tests.test_event_engine import GRID, ROUTES, on_grid

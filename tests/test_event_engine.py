@@ -9,7 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
-from modules.engines import costs, dense, event, interface, ring
+from modules.engines import dense, interface, ring
+from modules.engines.event import costs
+from modules.engines.event import engine as event
 from tests.networks import NAMES, sample_input, small
 
 GRID = 2.0**-6  # numbers on it have exact sums, whatever the order

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from utils.files import BEST, LAST, write_atomically
-from utils.logs import say
+from utils.progress import say
 
 
 def save(folder: Path, checkpoint: Mapping[str, Any], *, best: bool) -> None:

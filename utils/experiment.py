@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from utils import checkpoint, cli, distributed, provenance, published, signals, training
 from utils.files import open_folder
-from utils.logs import describe, read_log, say
+from utils.logs import describe, read_log
 from utils.meters import Meters
+from utils.progress import say
 from utils.training import Run, RunState
 
 Loaders = tuple[DataLoader, DataLoader]

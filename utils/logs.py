@@ -1,18 +1,13 @@
-"""What a run leaves for people: ``log.txt``, ``log.png`` and lines on the terminal."""
+"""What a run leaves for people: ``log.txt`` and ``log.png``, and its results in words."""
 import io
-import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from utils.files import write_atomically
 
 COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.", "Train Forward Firing Rate",
            "Train Backward Firing Rate", "Test Forward Firing Rate")
-PLAIN_INTERVAL = 30.0  # seconds between lines where no terminal shows a bar
 
 
 def write_log(folder: Path, rows: Sequence[Sequence[float]]) -> None:
@@ -59,45 +54,3 @@ def describe(results: dict[str, Any]) -> str:
     if results.get("backward_rate") is not None:
         parts.append(f"backward rate {results['backward_rate']:.4f}")
     return ", ".join(parts)
-
-
-def say(line: str) -> None:
-    """Print one line, above a progress bar if there is one, at once."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
-
-
-class Progress:
-    """Iterate over batches with a bar on a terminal, and with a plain line now and then elsewhere.
-
-    Args:
-        batches: what to iterate over; label: what is going on, such as 'epoch 3/60'.
-        total: number of batches in all; done: how many of them are behind us already.
-        quiet: no plain lines.
-    """
-
-    def __init__(self, batches: Iterable[Any], *, label: str, total: int, done: int = 0, quiet: bool = False) -> None:
-        self.label, self.total, self.done, self.quiet = label, total, done, quiet
-        self.terminal = sys.stderr.isatty() and sys.stdout.isatty()
-        self.bar = tqdm(batches, desc=label, total=total, initial=done, disable=not self.terminal, leave=False,
-                        dynamic_ncols=True)
-        self.reported = time.monotonic()
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.bar:
-            self.done += 1
-            yield batch
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to read the meters, which waits for the device."""
-        interval = 1.0 if self.terminal else PLAIN_INTERVAL
-        return (self.terminal or not self.quiet) and time.monotonic() - self.reported >= interval
-
-    def report(self, results: dict[str, Any]) -> None:
-        """Show the results so far."""
-        self.reported = time.monotonic()
-        if self.terminal:
-            self.bar.set_postfix_str(describe(results))
-        else:
-            say(f"{self.label}, batch {self.done}/{self.total}: {describe(results)}")

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from utils.logs import say
+from utils.progress import say
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 ECHO = 1.0  # seconds: a Ctrl-C may reach a process twice, from the terminal and from its launcher

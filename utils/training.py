@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from utils import checkpoint
 from utils.distributed import World, only_locally
 from utils.files import LAST
-from utils.logs import Progress, describe, say, write_log
+from utils.logs import describe, write_log
 from utils.meters import Meters
+from utils.progress import Progress, say
 from utils.schedule import learning_rate
 from utils.signals import Signals, Stopped
 
@@ -166,7 +167,7 @@ def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
         if state.iteration % FINITE_INTERVAL[run.device.type] == 0:
             require_finite(run)
         if progress.due:
-            progress.report(state.meters.results())
+            progress.report(describe(state.meters.results()))
         if run.trained:
             break
         heed_signals(run, save_due=bool(args.save_every) and state.iteration % args.save_every == 0)
@@ -211,7 +212,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         losses = F.cross_entropy(logits, targets, reduction="none")
         meters.update(losses, logits, targets, statistics, counts=keys >= 0)
         if progress.due:
-            progress.report(meters.results())
+            progress.report(describe(meters.results()))
         heed_signals(run)
     return run.world.merged(meters).results()
 

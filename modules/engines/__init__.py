@@ -5,7 +5,9 @@ what every other must compute.
 """
 import torch
 
-from modules.engines import cuda, dense, event
+from modules.engines import dense
+from modules.engines.cuda import engine as cuda
+from modules.engines.event import engine as event
 from modules.engines.interface import BackwardResult, Engine, ForwardResult
 
 __all__ = ["NAMES", "PRECISIONS", "BackwardResult", "Engine", "ForwardResult", "resolve", "select"]

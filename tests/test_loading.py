@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from data import images
-from data.sampling import Batches, derive_seed, make_loaders
+from utils.loading import Batches, derive_seed, make_loaders
 
 
 def epoch(workers: int = 0, *, batch: int = 4, number: int = 2, seed: int = 5, skip: int = 0, rank: int = 0,

@@ -1,8 +1,8 @@
 """The event-driven engine for CPUs: the work of both simulations follows the spikes.
 
-It lays a circuit out as a ring of layers (:mod:`modules.engines.kernels`), forward or backward, and simulates it in
-compiled loops, a few samples after another on each thread. A layer whose source spikes so often that the gathering of
-rows would cost more than a product of whole tensors gets that product, decided from the spikes of the steps before.
+It lays a circuit out as a ring of layers (:mod:`modules.engines.event.kernels`), forward or backward, and simulates it
+in compiled loops, a few samples after another on each thread. A layer whose source spikes so often that the gathering
+of rows would cost more than a product of whole tensors gets that product, decided from the spikes of the steps before.
 """
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modules.circuit import Circuit
-from modules.engines import costs, dense
+from modules.engines import dense
+from modules.engines.event import costs
 from modules.engines.interface import BackwardResult, ForwardResult, unable
 from modules.engines.ring import Outcome, Ring, backward, forward
 from modules.engines.routes import WIDTHS, as_image, blocks, padded, supports
 from modules.synapses import Shape, layout
 
 try:
-    from modules.engines import kernels
+    from modules.engines.event import kernels
 except ImportError:  # numba is not installed
     kernels = None
 

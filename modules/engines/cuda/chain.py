@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.engines import fused
-from modules.engines.simulation import Launch, Simulation, fitting, grid
+from modules.engines.cuda import kernels
+from modules.engines.cuda.loop import Launch, Simulation, fitting, grid
 
 # Steps that a layer takes at once; so many steps' spikes and currents are in memory.
 STEPS = 8
@@ -46,7 +46,7 @@ class Chain(Simulation):
         else:
             arguments, constants = self._product(layer, self.spikes[layer - 1], steps * self.batch)
             current = self.carried
-            found.append(Launch(fused.carry, grid(arguments, constants), (*arguments, step, current, self.batch),
+            found.append(Launch(kernels.carry, grid(arguments, constants), (*arguments, step, current, self.batch),
                                 constants))
         _, height, width, channels = potentials.shape
         pixels = self.batch * height * width
@@ -54,6 +54,6 @@ class Chain(Simulation):
             "BLOCK_PIXELS": fitting(pixels, 2**14 if self.device.type == "cpu" else 16),
             "BLOCK_CHANNELS": fitting(channels, 128), "num_warps": 8}
         size = pixels, height, width, channels
-        return [*found, Launch(fused.step_neurons, grid(size, blocks),
+        return [*found, Launch(kernels.step_neurons, grid(size, blocks),
                                (*size, step, steps, bias, current, frame, *neurons),
                                dict(**options, SKIP=self.skip, **blocks))]

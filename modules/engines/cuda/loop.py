@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from modules.engines import fused
-from modules.engines.replay import Replay
+from modules.engines.cuda import kernels
+from modules.engines.cuda.graph import Replay
 from modules.engines.ring import Outcome, Ring
 from modules.engines.routes import Route, as_image
 from modules.synapses import layout
@@ -119,7 +119,7 @@ class Simulation:
         keep, current = None if layer else self.keep, None if layer else current
         potentials = self.potentials[layer]
         return Launch(
-            fused.step_layer, grid(arguments, constants),
+            kernels.step_layer, grid(arguments, constants),
             (*arguments, step, bias, _or(keep, self.gates[layer]), _or(current, potentials), *neurons),
             dict(**constants, **options, ROUTE=self.ring.routes[layer] is not None, KEEP=keep is not None,
                  CURRENT=current is not None))

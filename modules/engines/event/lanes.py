@@ -1,8 +1,8 @@
 """Short vectors for compiled loops: the few operations that an event-driven neuron update needs, on whole registers.
 
 Numba turns scalar loops into vector instructions where it can prove that this is safe, which it cannot in the loops of
-:mod:`modules.engines.kernels`: they gather rows at addresses that lists of spikes hold. With an explicit vector type
-the sum of those rows stays in registers, and which of its units reached the threshold comes out as the bits of one
+:mod:`modules.engines.event.kernels`: they gather rows at addresses that lists of spikes hold. With an explicit vector
+type the sum of those rows stays in registers, and which of its units reached the threshold comes out as the bits of one
 integer. That made both 3 to 5 times faster. A vector wider than a register of the machine becomes several.
 """
 import operator

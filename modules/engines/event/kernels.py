@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from modules.engines.lanes import (
+from modules.engines.event.lanes import (
     at,
     at_least,
     at_most,

@@ -1,7 +1,7 @@
 """The engine for GPUs: fused kernels, all steps recorded as one CUDA graph.
 
-With feedback, one kernel takes one step of one layer (:mod:`modules.engines.simulation`); without, a layer takes some
-steps at once before the next one does (:mod:`modules.engines.chain`).
+With feedback, one kernel takes one step of one layer (:mod:`modules.engines.cuda.loop`); without, a layer takes some
+steps at once before the next one does (:mod:`modules.engines.cuda.chain`).
 
 Precisions, in which the products of spikes and weights are formed; everything else is in float32:
     fp32     IEEE single precision
@@ -24,8 +24,8 @@ from modules.engines.ring import Outcome, Ring, backward, forward
 from modules.engines.routes import supports
 
 try:
-    from modules.engines.chain import Chain
-    from modules.engines.simulation import Simulation
+    from modules.engines.cuda.chain import Chain
+    from modules.engines.cuda.loop import Simulation
 except ImportError:  # there is no Triton on this platform
     Simulation = None
 

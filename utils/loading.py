@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from utils.processes import cores
+
 
 def derive_seed(*parts: int) -> int:
     """A seed in [0, 2^63) that depends on all ``parts``, unrelated for unequal ones."""
@@ -105,11 +107,6 @@ def _obey_parent() -> None:
     os._exit(0)
 
 
-def _cores() -> int:
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
                  transform: Callable[[Any], Any]) -> tuple[DataLoader, DataLoader]:
     """Loaders of training batches in random order, and of test batches in order; the last batch may be smaller.
@@ -124,7 +121,7 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
     if args.test_limit is not None:
         test = Subset(test, range(min(args.test_limit, len(test))))
     # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.
-    workers = min(args.workers, _cores())  # more would only take turns, and PyTorch warns of them
+    workers = min(args.workers, cores())  # more would only take turns, and PyTorch warns of them
     shared = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": args.pin_memory,
               "worker_init_fn": leave_signals_to_parent}
     place = {"rank": args.rank, "ranks": args.ranks}
