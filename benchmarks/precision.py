@@ -19,33 +19,34 @@ from benchmarks.speed import data, describe, experiment, one_iteration
 from cifar_alexnetf import build_loaders, build_model
 from models import SpikingClassifier
 from modules.circuit import Circuit
-from modules.engines import BackwardResult, Engine, ForwardResult
+from modules.engines import BackwardResult, Engine, ForwardResult, select
 from modules.engines.cuda.engine import PRECISIONS, CudaEngine
 from modules.engines.cuda.loop import rounded
-from modules.engines.event import engine as event
 from utils import checkpoint
+
+EVENT = select("event", torch.device("cpu"))
 
 
 class Rounded:
     """The event engine with weights as the CUDA engine rounds them: with the factors that all spikes share."""
 
     def __init__(self, precision: str) -> None:
-        self.precision = precision
+        self.name = self.precision = precision
 
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
-        return event.simulate_forward(self._rounded(circuit, 1.0), x)
+        return EVENT.simulate_forward(self._rounded(circuit, 1.0), x)
 
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
         factor = circuit.couple.quantum / circuit.neuron.quantum
-        return event.simulate_backward(self._rounded(circuit, factor), gradient, masks)
+        return EVENT.simulate_backward(self._rounded(circuit, factor), gradient, masks)
 
     def _rounded(self, circuit: Circuit, factor: float) -> Circuit:
         tensors = [*circuit.input.tensors]
         for c in circuit.connections[1:]:
             scale = factor * c.dropout_scale
             weight = c.weight if c.weight is None else sum(rounded(c.weight * scale, self.precision)) / scale
-            tensors += [weight, c.bias]
-        return circuit.bind(tuple(tensors))
+            tensors += [weight, c.bias, *c.further]
+        return circuit.with_tensors(tensors)
 
 
 @torch.no_grad()

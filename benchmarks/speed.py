@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace) -> dict:
 def floor(model: SpikingClassifier, inputs: Tensor) -> float:
     """Seconds that the convolutions of both phases take at ``PEAK``, and moving what neurons hold at ``BANDWIDTH``."""
     network = model.network
-    circuit = network._circuit(inputs[:1, 0] if network.event_input else inputs[:1])
+    circuit, _ = network.bind(inputs[:1])
     products = sum(route(c).multiplications for c in circuit.connections[1:]) * len(inputs)
     steps = network.time_step + network.time_step_back
     moved = 19 * model.num_neurons * len(inputs)  # bytes: potential and trace, read and written, and spikes

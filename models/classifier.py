@@ -33,7 +33,7 @@ class SpikingClassifier(nn.Module):
 
     def engine_on(self, device: torch.device) -> str:
         """Name of the engine that simulates on ``device``."""
-        return engines.resolve(self.network.engine, device)
+        return engines.select(self.network.engine, device).name
 
     @staticmethod
     def new_statistics() -> SpikeStatistics:

@@ -18,6 +18,6 @@ def dynamics(args: Any) -> dict[str, Any]:
     return {
         "neuron": IF(**forward) if args.leaky == 1 else LIF(**forward, leak=args.leaky),
         "couple": TernaryCouple(v_threshold=args.vth_back or args.vth, u_rest=args.u_rest_back),
-        "time_step": args.time_step, "time_step_back": args.time_step_back, "engine": args.engine,
-        "precision": args.precision,
+        "time_step": args.time_step, "time_step_back": args.time_step_back,
+        "engine": f"{args.engine}:{args.precision}" if args.engine in ("auto", "cuda") else args.engine,
     }
