@@ -23,7 +23,8 @@ class Connection:
     Attributes:
         name: of the synapse in its network, such as ``layers.1``.
         synapse: the linear map; weight, bias: the tensors it uses, or None; further: its other parameters.
-        dropout: mask of 0 and 1/(1-p) on its output current, ``(batch, *output_shape)``, or None.
+        dropout: mask of 0 and ``dropout_scale`` on its output current, ``(batch, *output_shape)``, or None.
+        dropout_scale: 1/(1-p); 1 without a mask.
         input_shape, output_shape: of spikes and current, without the batch dimension.
     """
 
@@ -32,7 +33,8 @@ class Connection:
     weight: Tensor | None
     bias: Tensor | None
     further: tuple[Tensor, ...] = ()
-    dropout: Tensor | None
+    dropout: Tensor | None = None
+    dropout_scale: float = 1.0
     input_shape: Shape
     output_shape: Shape
 
@@ -40,11 +42,6 @@ class Connection:
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The tensors that gradients are wanted for: weight, bias and further parameters."""
         return self.weight, self.bias, *self.further
-
-    @property
-    def dropout_scale(self) -> float:
-        """The one number besides 0 in a dropout mask, 1/(1-p); 1 without a mask."""
-        return 1.0 if self.dropout is None else 1 / (1 - self.synapse.dropout)
 
     def current(self, spikes: Tensor) -> Tensor:
         """``dropout * (W s + b)``, the bias included as it is part of the current."""
