@@ -44,6 +44,11 @@ class Ring:
     quantum: float
     leak: float
 
+    @property
+    def closed(self) -> bool:
+        """Whether the last layer leads back to the first; layers that form a chain may take many steps in turn."""
+        return self.routes[0] is not None
+
 
 @dataclass(frozen=True)
 class Outcome:
