@@ -8,13 +8,11 @@
 """
 import argparse
 
-from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from data import images
 from models import AlexNetF, dynamics
-from modules import engines
-from utils import experiment
+from utils.experiment import Data, Experiment
 
 DEFAULTS = {
     "dataset": "cifar10",
@@ -38,14 +36,15 @@ AUGMENTATION = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizonta
 
 
 def build_model(args: argparse.Namespace) -> AlexNetF:
-    return AlexNetF(num_classes=images.NUM_CLASSES[args.dataset], dropout=args.drop, **dynamics(args))
+    return AlexNetF(num_classes=images.NUM_CLASSES[args.dataset], dropout=args.drop, **dynamics.of(args))
 
 
-def build_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
-    return images.image_loaders(args, mean=MEAN, std=STD, augmentation=AUGMENTATION)
+def build_data(args: argparse.Namespace) -> Data:
+    return images.normalised(args.dataset, args.path, mean=MEAN, std=STD, augmentation=AUGMENTATION)
 
+
+EXPERIMENT = Experiment(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS, build_model=build_model,
+                        build_data=build_data, flags=[dynamics.add_arguments])
 
 if __name__ == "__main__":
-    experiment.main(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS, engines=engines.NAMES,
-                    precisions=engines.PRECISIONS,
-                    build_model=build_model, build_loaders=build_loaders)
+    EXPERIMENT.main()

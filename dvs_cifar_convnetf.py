@@ -7,14 +7,13 @@
 """
 import argparse
 
-from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from data.cifar10_dvs import CIFAR10DVS, CLASSES
+from data.frames import TRANSFORMS
 from models import ConvNetF, dynamics
-from modules import engines
-from utils import experiment
-from utils.loading import make_loaders
+from utils.cli import Parser
+from utils.experiment import Data, Experiment
 
 DEFAULTS = {
     "dataset": "cifar10-dvs",
@@ -39,17 +38,35 @@ DATASET_DEFAULTS = {"cifar10-dvs": {}}
 AUGMENTATION = transforms.RandomCrop(48, padding=4)  # the same padding and crop for all frames of a recording
 
 
+def add_arguments(parser: Parser) -> None:
+    """The flags of event recordings."""
+    add = parser.add_argument_group("event recordings").add_argument
+    add("--data-len", type=int, experiment=True, help="frames that a recording is split into")
+    add("--frames", choices=tuple(TRANSFORMS), experiment=True,
+        help="frame transform: as published, or the exact resize")
+    parser.checks.append(check)
+
+
+def check(args: argparse.Namespace) -> None:
+    if args.data_len < 1:
+        raise ValueError(f"--data-len must be at least 1, not {args.data_len}")
+    if args.time_step > args.data_len:
+        raise ValueError(f"--time_step ({args.time_step}) must not exceed --data-len ({args.data_len}), the frames "
+                         "that there are")
+
+
 def build_model(args: argparse.Namespace) -> ConvNetF:
-    return ConvNetF(num_classes=len(CLASSES), dropout=args.drop, **dynamics(args))
+    return ConvNetF(num_classes=len(CLASSES), dropout=args.drop, **dynamics.of(args))
 
 
-def build_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
+def build_data(args: argparse.Namespace) -> Data:
     train, test = (CIFAR10DVS(args.path, train=train, frames=args.data_len, transform=args.frames)
                    for train in (True, False))
-    return make_loaders(train, test, args, transform=AUGMENTATION)
+    return train, test, AUGMENTATION
 
+
+EXPERIMENT = Experiment(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS, build_model=build_model,
+                        build_data=build_data, flags=[dynamics.add_arguments, add_arguments])
 
 if __name__ == "__main__":
-    experiment.main(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS, engines=engines.NAMES,
-                    precisions=engines.PRECISIONS,
-                    build_model=build_model, build_loaders=build_loaders)
+    EXPERIMENT.main()

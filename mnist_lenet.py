@@ -8,12 +8,9 @@
 """
 import argparse
 
-from torch.utils.data import DataLoader
-
 from data import images
 from models import LeNet, dynamics
-from modules import engines
-from utils import experiment
+from utils.experiment import Data, Experiment
 
 DEFAULTS = {
     "dataset": "mnist",
@@ -41,14 +38,15 @@ MEAN, STD = (0.1307,), (0.3081,)
 
 
 def build_model(args: argparse.Namespace) -> LeNet:
-    return LeNet(num_classes=images.NUM_CLASSES[args.dataset], dropout=args.drop, **dynamics(args))
+    return LeNet(num_classes=images.NUM_CLASSES[args.dataset], dropout=args.drop, **dynamics.of(args))
 
 
-def build_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
-    return images.image_loaders(args, mean=MEAN, std=STD)
+def build_data(args: argparse.Namespace) -> Data:
+    return images.normalised(args.dataset, args.path, mean=MEAN, std=STD)
 
+
+EXPERIMENT = Experiment(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS, build_model=build_model,
+                        build_data=build_data, flags=[dynamics.add_arguments])
 
 if __name__ == "__main__":
-    experiment.main(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS, engines=engines.NAMES,
-                    precisions=engines.PRECISIONS,
-                    build_model=build_model, build_loaders=build_loaders)
+    EXPERIMENT.main()

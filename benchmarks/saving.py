@@ -10,9 +10,9 @@ import time
 import torch
 
 from models import AlexNetF
-from utils import training
 from utils.experiment import make_optimizer
 from utils.files import LAST
+from utils.run import Run
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -26,11 +26,11 @@ if __name__ == "__main__":
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        run = training.Run(args, torch.device("cpu"), model, optimizer, None, None)
+        run = Run(args, torch.device("cpu"), model, optimizer, None, None)
         seconds = []
         for _ in range(own.repeats):
             start = time.perf_counter()
-            training.save(run)
+            run.save()
             seconds.append(time.perf_counter() - start)
         size = (run.folder / LAST).stat().st_size
     print(f"{size / 2**20:.1f} MiB; {1e3 * statistics.median(seconds):.0f} ms (median of {own.repeats}; "

@@ -1,5 +1,4 @@
 """Image datasets: MNIST, Fashion-MNIST and CIFAR through torchvision, and scikit-learn's digits."""
-import argparse
 import hashlib
 import pickle
 import socket
@@ -10,10 +9,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import datasets, transforms
-
-from utils.loading import make_loaders
 
 TORCHVISION = {"mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
                "cifar100": datasets.CIFAR100}
@@ -21,18 +18,16 @@ NUM_CLASSES = {"mnist": 10, "fashionmnist": 10, "cifar10": 10, "cifar100": 100, 
 CONNECT_TIMEOUT = 20.0  # seconds; a machine behind a silent firewall should hear of it
 
 
-def image_loaders(args: argparse.Namespace, *, mean: Sequence[float], std: Sequence[float],
-                  augmentation: Sequence[Callable[[Any], Any]] = ()) -> tuple[DataLoader, DataLoader]:
-    """Loaders of the training and test images of ``args.dataset``.
+def normalised(name: str, root: str | Path, *, mean: Sequence[float], std: Sequence[float],
+               augmentation: Sequence[Callable[[Any], Any]] = ()) -> tuple[Dataset, Dataset, Callable[[Any], Any]]:
+    """Training images, test images, and the transform of the former; see :func:`load` for ``name`` and ``root``.
 
     Args:
-        args: ``dataset``, ``path`` and what :func:`utils.loading.make_loaders` reads.
         mean, std: of each channel, for normalisation; augmentation: transforms of a training image before that.
     """
     normalise = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    return make_loaders(load(args.dataset, args.path, train=True),
-                        load(args.dataset, args.path, train=False, transform=transforms.Compose(normalise)),
-                        args, transform=transforms.Compose([*augmentation, *normalise]))
+    return (load(name, root, train=True), load(name, root, train=False, transform=transforms.Compose(normalise)),
+            transforms.Compose([*augmentation, *normalise]))
 
 
 def load(name: str, root: str | Path, *, train: bool, transform: Callable[[Any], Any] | None = None) -> Dataset:

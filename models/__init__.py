@@ -2,7 +2,6 @@
 from models.alexnetf import AlexNetF, CIFARNetF
 from models.classifier import SpikingClassifier
 from models.convnetf import ConvNetF
-from models.dynamics import dynamics
 from models.lenet import LeNet
 
-__all__ = ["AlexNetF", "CIFARNetF", "ConvNetF", "LeNet", "SpikingClassifier", "dynamics"]
+__all__ = ["AlexNetF", "CIFARNetF", "ConvNetF", "LeNet", "SpikingClassifier"]

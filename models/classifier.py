@@ -34,8 +34,3 @@ class SpikingClassifier(nn.Module):
     def engine_on(self, device: torch.device) -> str:
         """Name of the engine that simulates on ``device``."""
         return engines.select(self.network.engine, device).name
-
-    @staticmethod
-    def new_statistics() -> SpikeStatistics:
-        """An empty record for :meth:`forward` and its backward pass to fill."""
-        return SpikeStatistics()

@@ -1,21 +1,33 @@
-"""Checkpoints: whole files only, and nothing that could run code.
+"""Checkpoint files: whole ones only, and nothing that could run code.
 
 A checkpoint is a dictionary of tensors, numbers, strings and plain containers, so it loads with ``weights_only=True``.
 """
 import io
-import platform
-import random
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from utils.errors import UserError
 from utils.files import BEST, LAST, write_atomically
 from utils.progress import say
+
+
+class Stored(NamedTuple):
+    """A checkpoint file and what it holds."""
+
+    path: Path
+    contents: dict[str, Any]
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments of the run that wrote it; none in a published checkpoint."""
+        arguments = self.contents.get("arguments")
+        return arguments if isinstance(arguments, dict) else {}
 
 
 def save(folder: Path, checkpoint: Mapping[str, Any], *, best: bool) -> None:
@@ -26,48 +38,57 @@ def save(folder: Path, checkpoint: Mapping[str, Any], *, best: bool) -> None:
         write_atomically(folder / name, buffer.getvalue())
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path) -> Stored:
     """Read a checkpoint without running anything that it may contain.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or it is not a checkpoint.
+        UserError: there is no such file, it is damaged, or it is not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}: check the name given to --resume")
+        raise UserError(f"there is no checkpoint {path}: check the name given to --resume")
     reason = _fault(path)
     if reason is None:
         try:
             with torch.serialization.safe_globals(NUMPY_SCALARS):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
-                return checkpoint
+                return Stored(path, checkpoint)
             reason = "it holds no state_dict"
         except Exception as error:  # whatever random bytes make the reader stumble over
             reason = _refusal(str(error)) or f"{type(error).__name__} while reading"
     other = next((name for name in (LAST, BEST) if name != path.name and (path.parent / name).exists()), None)
-    raise ValueError(f"{path} is damaged or no checkpoint and was not loaded ({reason}): "
-                     + (f"try {path.parent / other}" if other else "resume from another file"))
+    raise UserError(f"{path} is damaged or no checkpoint and was not loaded ({reason}): "
+                    + (f"try {path.parent / other}" if other else "resume from another file"))
 
 
-def newest_good(folder: Path) -> Path | None:
-    """The file to go on from in the folder of a run: its last checkpoint, or, if that is damaged, its best one.
+def find(resume: str, folder: Path) -> Stored | None:
+    """The checkpoint that ``--resume`` means: a file, for 'auto' the newest good one in ``folder``, for '' none.
 
     Raises:
-        ValueError: there are checkpoints, but none that can be read.
+        UserError: there is no such file, or none that can be read.
+    """
+    return newest_good(folder) if resume == "auto" else load(resume) if resume else None
+
+
+def newest_good(folder: Path) -> Stored | None:
+    """What to go on from in the folder of a run: its last checkpoint, or, if that is damaged, its best one.
+
+    Raises:
+        UserError: there are checkpoints, but none that can be read.
     """
     fault = None
     for path in (folder / name for name in (LAST, BEST) if (folder / name).exists()):
         try:
-            load(path)
-        except ValueError as error:
+            found = load(path)
+        except UserError as error:
             fault = error
             continue
         if fault:
             say(f"warning: {fault}")
-        return path
+        return found
     if fault:
-        raise ValueError(f"no checkpoint in {folder} can be read: {fault}") from fault
+        raise UserError(f"no checkpoint in {folder} can be read: {fault}") from fault
     return None
 
 
@@ -95,48 +116,3 @@ def _refusal(message: str) -> str | None:
 
 # Old training scripts, the published ones among them, store accuracies as NumPy scalars, which are plain numbers.
 NUMPY_SCALARS = [np._core.multiarray.scalar, np.dtype, *{type(np.dtype(t)) for t in (np.float32, np.float64, np.int64)}]
-
-
-def load_model(model: torch.nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Load the weights of ``checkpoint`` into ``model``.
-
-    Raises:
-        ValueError: they are of another network or another number of classes; the sentence names both.
-    """
-    state, own = checkpoint["state_dict"], model.state_dict()
-    theirs = checkpoint.get("network", {})
-    named = theirs.get("name", type(model).__name__), theirs.get("num_classes", model.num_classes)
-    ours = type(model).__name__, model.num_classes
-    if named != ours:
-        raise ValueError(f"{path} holds a {named[0]} with {named[1]} classes, but this run builds a {ours[0]} with "
-                         f"{ours[1]} classes: use the script and --dataset that it was trained with")
-    for name in [*own, *state]:
-        found, expected = (tuple(d[name].shape) if torch.is_tensor(d.get(name)) else None for d in (state, own))
-        if found != expected:
-            raise ValueError(f"{path} does not fit the {ours[0]} of this run: {name} has shape {found} in the file and "
-                             f"{expected} in the network; build the network that it was trained with")
-    model.load_state_dict(state)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-
-
-def random_state() -> dict[str, Any]:
-    """State of every random generator that a run may draw from, in plain types."""
-    version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
-    return {"python": [version, list(numbers), gauss], "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go back to a state that :func:`random_state` returned; GPUs only if there are as many as then."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -6,6 +6,8 @@ the old contents or the new.
 import os
 from pathlib import Path
 
+from utils.errors import UserError
+
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 RUN_FILES = (LAST, BEST, "log.txt", "log.png", "args.json", "script.py")
 
@@ -38,7 +40,7 @@ def open_folder(folder: Path, *, fresh: bool) -> None:
     A fresh run first sets the files of an earlier one aside.
 
     Raises:
-        ValueError: the folder cannot be made or written.
+        UserError: the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def open_folder(folder: Path, *, fresh: bool) -> None:
         if fresh:
             set_aside(folder)
     except OSError as error:
-        raise ValueError(f"cannot write checkpoints to {folder} ({error.strerror}): choose another with -c") from error
+        raise UserError(f"cannot write checkpoints to {folder} ({error.strerror}): choose another with -c") from error
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -107,27 +107,28 @@ def _obey_parent() -> None:
     os._exit(0)
 
 
-def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
-                 transform: Callable[[Any], Any]) -> tuple[DataLoader, DataLoader]:
+def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, transform: Callable[[Any], Any] | None,
+                 seed: int, pin_memory: bool = False, rank: int = 0,
+                 ranks: int = 1) -> tuple[DataLoader, DataLoader]:
     """Loaders of training batches in random order, and of test batches in order; the last batch may be smaller.
 
     Args:
         train, test: pairs of input and label.
-        args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``manualSeed``, ``test_limit``
-            (use the first so many test samples, or None for all), ``pin_memory`` (where a GPU can fetch it), and
-            ``rank`` and ``ranks``, number of this process and of processes, which share every batch.
-        transform: from a training input to the network's, random or not, see :class:`Keyed`.
+        args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``test_limit`` (use the first so
+            many test samples, or None for all).
+        transform: from a training input to the network's, random or not, see :class:`Keyed`; seed: of the run.
+        pin_memory: put batches where a GPU can fetch them.
+        rank, ranks: number of this process, and of processes, which share every batch.
     """
     if args.test_limit is not None:
         test = Subset(test, range(min(args.test_limit, len(test))))
     # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.
     workers = min(args.workers, cores())  # more would only take turns, and PyTorch warns of them
-    shared = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": args.pin_memory,
+    shared = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory,
               "worker_init_fn": leave_signals_to_parent}
-    place = {"rank": args.rank, "ranks": args.ranks}
-    train_batches = Batches(len(train), args.train_batch, seed=args.manualSeed, **place)
-    test_batches = Batches(len(test), args.test_batch, seed=None, **place)
-    return (DataLoader(Keyed(train, transform, args.manualSeed), batch_sampler=train_batches,
+    train_batches = Batches(len(train), args.train_batch, seed=seed, rank=rank, ranks=ranks)
+    test_batches = Batches(len(test), args.test_batch, seed=None, rank=rank, ranks=ranks)
+    return (DataLoader(Keyed(train, transform, seed), batch_sampler=train_batches,
                        generator=torch.Generator(), **shared),
-            DataLoader(Keyed(test, None, args.manualSeed), batch_sampler=test_batches, generator=torch.Generator(),
+            DataLoader(Keyed(test, None, seed), batch_sampler=test_batches, generator=torch.Generator(),
                        **shared))

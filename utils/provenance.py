@@ -1,22 +1,24 @@
 """Where the numbers of a run come from: its arguments, versions, device and source, kept in its folder."""
 import argparse
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import versions
+import numpy as np
+import torch
+
 from utils.files import write_atomically
 
 
-def record(folder: Path, args: argparse.Namespace, device: str) -> None:
+def record(folder: Path, args: argparse.Namespace, *, seed: int, device: str) -> None:
     """Write ``args.json`` and ``script.py``, a copy of the script that runs, into the folder of a run."""
     script = Path(sys.argv[0])
-    arguments = {name: value for name, value in vars(args).items() if name != "changes"}
-    contents = {"command": sys.argv, "arguments": arguments, "versions": versions(), "device": device,
-                "git": git_state(script.resolve().parent)}
-    write_atomically(folder / "args.json", (json.dumps(contents, indent=2, default=str) + "\n").encode())
+    contents = {"command": sys.argv, "arguments": {**vars(args), "manualSeed": seed}, "versions": versions(),
+                "device": device, "git": git_state(script.resolve().parent)}
+    write_atomically(folder / "args.json", (json.dumps(contents, indent=2) + "\n").encode())
     if script.is_file():
         write_atomically(folder / "script.py", script.read_bytes())
 
@@ -30,3 +32,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain").strip())}
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 _NAME = re.compile(r"^(?:module\.)?(?:(?:snn_func|snn_spide_conv\.snn_func)\.)?"
                    r"(network_\w+\.\w+|classifier)\.(weight_w|weight|bias)$")
 
@@ -27,7 +29,7 @@ def convert(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -
         checkpoint: as read from a published file; model: the network that it should fit; path: for messages.
 
     Raises:
-        ValueError: it holds another network; the sentence names the parameter.
+        UserError: it holds another network; the sentence names the parameter.
     """
     theirs = _parameters(checkpoint["state_dict"])
     targets = _names(theirs, model, path)
@@ -64,12 +66,12 @@ def _names(theirs: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> 
         target = own.get(names.get(name, ""))
         if target is None or target.shape != value.shape:
             expected = "nothing" if target is None else f"shape {tuple(target.shape)}"
-            raise ValueError(f"{path} is a published checkpoint of another network: {name} has shape "
+            raise UserError(f"{path} is a published checkpoint of another network: {name} has shape "
                              f"{tuple(value.shape)} where the {type(model).__name__} with {model.num_classes} classes "
                              f"of this run has {expected}")
     absent = set(own) - set(names.values())
     if absent:
-        raise ValueError(f"{path} is a published checkpoint of another network than the {type(model).__name__} of this "
+        raise UserError(f"{path} is a published checkpoint of another network than the {type(model).__name__} of this "
                          f"run: it has no {sorted(absent)[0]}")
     return names
 

@@ -1,92 +1,33 @@
 """The training loop that all scripts share."""
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from utils import checkpoint
-from utils.distributed import World, only_locally
+from modules import SpikeStatistics
+from utils.distributed import only_locally
+from utils.errors import UserError
 from utils.files import LAST
-from utils.logs import describe, write_log
+from utils.logs import describe
 from utils.meters import Meters
 from utils.progress import Progress, say
+from utils.run import Run
 from utils.schedule import learning_rate
-from utils.signals import Signals, Stopped
+from utils.signals import Stopped
 
 # Iterations between looks at whether the loss is finite: each look waits for the device, which on a CPU costs nothing.
 FINITE_INTERVAL = {"cpu": 1, "cuda": 50}
 SATURATED_SHARE = 0.01  # of the output units; from here on the gradient error shows (README, "The gradient's scale")
 
 
-NOT_STORED = ("changes", "rank", "ranks")  # arguments that say where this process stands, not what the run is
-
-
-@dataclass
-class RunState:
-    """How far a run has come.
-
-    Attributes:
-        epoch: number of finished epochs; batch: number of iterations done in the running one.
-        iteration: number of training iterations since the start of the run.
-        evaluated: whether the network was evaluated since the last iteration.
-        best_accuracy: top-1 of the best evaluation, in percent.
-        meters: sums over the running epoch; history: one row of ``log.txt`` per finished epoch.
-        warned: kinds of warning that were given.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    iteration: int = 0
-    evaluated: bool = True
-    best_accuracy: float = -1.0  # below any, so that the first evaluation is the best so far
-    meters: Meters = field(default_factory=Meters)
-    history: list[list[float]] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Run:
-    """A model, its data and its arguments, and how far training has come."""
-
-    args: argparse.Namespace
-    device: torch.device
-    model: nn.Module  # the network; its gradients are this process's, see ``World.share``
-    optimizer: torch.optim.Optimizer
-    train_loader: DataLoader
-    test_loader: DataLoader
-    state: RunState = field(default_factory=RunState)
-    signals: Signals = field(default_factory=Signals)
-    world: World = field(default_factory=World)
-    saved: bool = True  # whether the last attempt to write a checkpoint succeeded
-
-    @property
-    def folder(self) -> Path:
-        """Where checkpoints and logs go."""
-        return Path(self.args.checkpoint)
-
-    @property
-    def batch_size(self) -> int:
-        """Number of samples in the coming batch, over all processes: the last one of an epoch may be smaller."""
-        return min(self.args.train_batch, len(self.train_loader.dataset) - self.state.batch * self.args.train_batch)
-
-    @property
-    def trained(self) -> bool:
-        """Whether all epochs, or the iterations that were asked for, are done."""
-        limit = self.args.max_iters
-        return self.state.epoch >= self.args.epochs or (limit is not None and self.state.iteration >= limit)
-
-
 def fit(run: Run) -> None:
     """Train until all epochs are done; evaluate, log and save after each.
 
     Raises:
-        ValueError: the loss is not finite (the last good checkpoint is kept), or the last checkpoint was not written.
+        UserError: the loss is not finite (the last good checkpoint is kept), or the last checkpoint was not written.
         SystemExit: a signal asked the run to stop; its state is saved.
     """
     state = run.state
@@ -96,14 +37,14 @@ def fit(run: Run) -> None:
             while not (run.trained and state.evaluated):
                 finish_epoch(run, train_one_epoch(run, learner), evaluate(run))
         except Stopped as stopped:
-            save(run)
+            run.save()
             go_on = f"go on with --resume {run.folder / LAST}" if run.saved else "NOT saved, see above"
             say(f"stopped by {stopped} in epoch {state.epoch + 1} after {state.iteration} iterations: {go_on}")
             raise SystemExit(stopped.status) from None
     say(f"finished after {state.epoch} epochs, {state.iteration} iterations; best test accuracy "
         f"{state.best_accuracy:.2f}%; results in {run.folder}")
     if not run.saved:
-        raise ValueError(f"the last checkpoint could not be written to {run.folder}: what was learnt since the one "
+        raise UserError(f"the last checkpoint could not be written to {run.folder}: what was learnt since the one "
                          "before is lost")
 
 
@@ -127,7 +68,7 @@ def finish_epoch(run: Run, train: dict[str, Any], test: dict[str, Any]) -> None:
         state.epoch, state.batch, state.meters, state.history = state.epoch + 1, 0, Meters(), rows
     best = test["top1"] > state.best_accuracy
     state.best_accuracy, state.evaluated = max(test["top1"], state.best_accuracy), True
-    save(run, best=best, rows=rows)
+    run.save(best=best, rows=rows)
 
 
 def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
@@ -153,7 +94,7 @@ def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
             group["lr"] = _learning_rate(run) / args.scale_factor
         run.optimizer.zero_grad()
         for inputs, targets, keys, last in micro_batches(batch, args.accumulate, run.device):
-            statistics = run.model.new_statistics()
+            statistics = SpikeStatistics()
             with only_locally(learner, not last):
                 logits = learner(inputs, statistics, keys=keys)
                 losses = F.cross_entropy(logits, targets, reduction="none")
@@ -165,13 +106,13 @@ def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
         state.iteration += 1
         state.evaluated = False
         if state.iteration % FINITE_INTERVAL[run.device.type] == 0:
-            require_finite(run)
+            run.require_finite()
         if progress.due:
             progress.report(describe(state.meters.results()))
         if run.trained:
             break
         heed_signals(run, save_due=bool(args.save_every) and state.iteration % args.save_every == 0)
-    require_finite(run)
+    run.require_finite()
     return run.world.merged(state.meters).results()
 
 
@@ -190,7 +131,7 @@ def heed_signals(run: Run, *, save_due: bool = False) -> None:
     """
     stop, save_wanted = run.world.agree(run.signals.stop, run.signals.save_wanted())
     if save_wanted or save_due:
-        save(run)
+        run.save()
     if stop is not None:
         raise Stopped(stop)
 
@@ -207,7 +148,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     progress = Progress(run.test_loader, label="test", total=len(run.test_loader), quiet=run.args.evaluate)
     for batch in progress:
         inputs, targets, keys = (t.to(run.device, non_blocking=True) for t in batch)
-        statistics = run.model.new_statistics()
+        statistics = SpikeStatistics()
         logits = run.model(inputs, statistics)
         losses = F.cross_entropy(logits, targets, reduction="none")
         meters.update(losses, logits, targets, statistics, counts=keys >= 0)
@@ -217,19 +158,6 @@ def evaluate(run: Run) -> dict[str, Any]:
     return run.world.merged(meters).results()
 
 
-def require_finite(run: Run) -> None:
-    """Stop a run whose loss is no longer a number.
-
-    Raises:
-        ValueError: as said; it names the iteration.
-    """
-    bad = run.state.meters.first_bad()
-    if bad is not None:
-        iteration = run.state.iteration - run.state.batch - (-bad // run.args.accumulate)
-        raise ValueError(f"the loss is not finite at iteration {iteration}: resume from the last checkpoint in "
-                         f"{run.folder} with a smaller --lr or a longer --warmup")
-
-
 def gradient_warnings(args: argparse.Namespace, train: dict[str, Any]) -> dict[str, str]:
     """Sentences on a spiking gradient that is starved or saturated, by kind."""
     warnings = {}
@@ -237,46 +165,12 @@ def gradient_warnings(args: argparse.Namespace, train: dict[str, Any]) -> dict[s
     if starved:
         warnings["starved"] = (
             f"no backward spike reached layer {', '.join(starved)}, so the weights there did not learn: if this "
-            f"persists, raise --scale_factor ({args.scale_factor:g}) or --time_step_back ({args.time_step_back})")
+            f"persists, raise --scale_factor ({args.scale_factor:g}) or --time_step_back")
     if train["saturated"] > SATURATED_SHARE:
         warnings["saturated"] = (
             f"{100 * train['saturated']:.1f}% of the output units fired at every backward step, so the gradient is cut "
             f"off there: lower --scale_factor ({args.scale_factor:g}) or raise --train-batch ({args.train_batch})")
     return warnings
-
-
-def save(run: Run, *, best: bool = False, rows: list[list[float]] | None = None) -> None:
-    """Write a checkpoint of the run's state and, if given, the rows of the log.
-
-    Where that fails, a warning is all: the files of before are still there, and the next save tries again.
-
-    Raises:
-        ValueError: the loss is not finite, so that the state is not worth a checkpoint.
-    """
-    require_finite(run)
-    state = run.state
-    meters = run.world.merged(state.meters)
-    if not run.world.leads:
-        return
-    contents = {
-        "state_dict": run.model.state_dict(), "optimizer": run.optimizer.state_dict(),
-        "epoch": state.epoch, "batch": state.batch, "iteration": state.iteration, "evaluated": state.evaluated,
-        "best_acc": state.best_accuracy, "meters": meters.state_dict(), "history": state.history,
-        "warned": state.warned, "random_state": checkpoint.random_state(),
-        "network": {"name": type(run.model).__name__, "num_classes": run.model.num_classes},
-        "arguments": {name: value for name, value in vars(run.args).items() if name not in NOT_STORED},
-        "versions": checkpoint.versions(),
-    }
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(run.folder, contents, best=best)
-        if rows is not None:
-            write_log(run.folder, rows)
-        run.saved = True
-    except OSError as error:
-        run.saved = False
-        say(f"WARNING: the checkpoint of iteration {state.iteration} could NOT be written to {run.folder} "
-            f"({error.strerror or error}); training goes on, and the next save tries again")
 
 
 def _learning_rate(run: Run, *, last: bool = False) -> float:

@@ -1,0 +1,55 @@
+"""What ends a script: a user's mistake in one sentence, a fault of the code with its traceback."""
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from utils import distributed
+from utils.cli import script_name
+from utils.errors import UserError
+
+
+@contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """Context in which a user's mistake ends the process with one sentence and status 1."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).strip()
+        if message.startswith("Caught "):  # by a worker of a data loader, which puts its traceback in the message
+            message = message.rpartition(f"{UserError.__name__}: ")[2]
+        _exit(message)
+    except RuntimeError as error:
+        if distributed.lost_another(error):
+            _exit("another process of this job ended, so this one cannot go on: the job's last checkpoint is whole, "
+                  "resume from it (--resume auto)")
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        _exit(f"a process that loads data died ({error}): see to its memory, or use -j 0")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextmanager
+def about(given: str | Path) -> Iterator[None]:
+    """Context in which an OSError on a file or folder that the user gave, or on one below it, is the user's mistake.
+
+    Raises:
+        UserError: there was one.
+    """
+    try:
+        yield
+    except OSError as error:
+        file = error.filename and Path(os.fsdecode(error.filename))
+        if not file or not file.resolve().is_relative_to(Path(given).resolve()):
+            raise
+        raise UserError(f"{file} cannot be used ({error.strerror}): see to it, or name another") from error
+
+
+def _exit(message: str) -> NoReturn:
+    """End the process with status 1 and one sentence, which of several processes the first one says."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(1)
+    sys.exit(f"{script_name()}: error: {message}")
