@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmarks.speed import describe
 from models import AlexNetF
 from modules import FeedbackSNN, synapses
-from modules.circuit import Circuit
-from modules.engines import dense
-from modules.engines.event import engine as event
+from modules.engines import select
 
-ENGINES = {"dense": dense, "event": event}
+ENGINES = {name: select(name, torch.device("cpu")) for name in ("dense", "event")}
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5)
 GAINS = ((1, 0.01), (1, 0.1), (1.5, 0.5), (2.4, 1.4), (6, 5))  # of the weights; size of the gradient
 BATCH = 16
@@ -41,12 +38,6 @@ class Row:
         return self.dense / self.event
 
 
-def fixed(network: FeedbackSNN, x: Tensor) -> Circuit:
-    """The circuit of one call, with plain tensors."""
-    circuit = network._circuit(x)
-    return circuit.bind(tuple(None if t is None else t.detach() for t in circuit.tensors))
-
-
 def fastest(simulate: Callable[..., object], *arguments: object, repeats: int = 3) -> float:
     """Least seconds of some calls."""
     seconds = []
@@ -63,9 +54,9 @@ def one_layer(density: float) -> Row:
     frames = (torch.rand(30, BATCH, 96, 16, 16) < density) * 2.0  # a spike takes just what made it fire
     for layers in ([synapses.Conv2d(96, 256, 3)], []):
         network = FeedbackSNN(input=synapses.AvgPool2d(1), layers=layers, time_step=30, event_input=True)
-        circuit = fixed(network, frames[0])
+        circuit, x = network.bind(frames.transpose(0, 1))
         for name, engine in ENGINES.items():
-            own = fastest(engine.simulate_forward, circuit, frames)
+            own = fastest(engine.simulate_forward, circuit, x)
             seconds[name] = seconds[name] - own if name in seconds else own
     return Row(density, seconds["dense"], seconds["event"])
 
@@ -77,8 +68,9 @@ def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
     with torch.no_grad():
         for synapse in (network.input, *network.layers):
             synapse.stored_weight.mul_(gain)
-    x = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    circuit = fixed(network, x)
+    circuit, x = network.bind(torch.randn(BATCH, 3, 32, 32))
+    circuit = circuit.detached()
+    event = ENGINES["event"]
     forward = event.simulate_forward(circuit, x)
     masks = [torch.ones_like(count, dtype=torch.bool) for count in forward.counts]
     gradient = (gradient_size * torch.randn_like(forward.rates[-1])).contiguous(memory_format=torch.channels_last)

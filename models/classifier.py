@@ -33,4 +33,4 @@ class SpikingClassifier(nn.Module):
 
     def engine_on(self, device: torch.device) -> str:
         """Name of the engine that simulates on ``device``."""
-        return engines.resolve(self.network.engine, device)
+        return engines.select(self.network.engine, device).name

@@ -1,12 +1,16 @@
 """What an engine simulates: synapses bound to the tensors, shapes and dropout masks of one call."""
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from modules.neurons import LIF, TernaryCouple
 from modules.synapses import Shape, Synapse, layout
+
+T = TypeVar("T")
 
 # Few products of many frames are faster than many of one, yet memory must not grow with the number of steps.
 FRAMES_PER_PRODUCT = 8
@@ -17,27 +21,27 @@ class Connection:
     """One synapse in one call.
 
     Attributes:
-        synapse: the linear map; weight, bias: the tensors it uses, or None.
-        dropout: mask of 0 and 1/(1-p) on its output current, ``(batch, *output_shape)``, or None.
+        name: of the synapse in its network, such as ``layers.1``.
+        synapse: the linear map; weight, bias: the tensors it uses, or None; further: its other parameters.
+        dropout: mask of 0 and ``dropout_scale`` on its output current, ``(batch, *output_shape)``, or None.
+        dropout_scale: 1/(1-p); 1 without a mask.
         input_shape, output_shape: of spikes and current, without the batch dimension.
     """
 
+    name: str
     synapse: Synapse
     weight: Tensor | None
     bias: Tensor | None
-    dropout: Tensor | None
+    further: tuple[Tensor, ...] = ()
+    dropout: Tensor | None = None
+    dropout_scale: float = 1.0
     input_shape: Shape
     output_shape: Shape
 
     @property
-    def tensors(self) -> tuple[Tensor | None, Tensor | None]:
-        """The tensors that gradients are wanted for: weight and bias."""
-        return self.weight, self.bias
-
-    @property
-    def dropout_scale(self) -> float:
-        """The one number besides 0 in a dropout mask, 1/(1-p); 1 without a mask."""
-        return 1.0 if self.dropout is None else 1 / (1 - self.synapse.dropout)
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensors that gradients are wanted for: weight, bias and further parameters."""
+        return self.weight, self.bias, *self.further
 
     def current(self, spikes: Tensor) -> Tensor:
         """``dropout * (W s + b)``, the bias included as it is part of the current."""
@@ -62,6 +66,7 @@ class Circuit:
         has_feedback: whether the last connection leads from the last layer back to layer 0.
         neuron, couple: of the forward and the backward network.
         time_step, time_step_back: numbers of simulated steps, T and T_B.
+        tolerance, max_sweeps: of IDE, see :class:`modules.ide.IDE`.
         event_input: the input is one frame per step, ``(T, batch, ...)``, instead of a constant ``(batch, ...)``.
     """
 
@@ -71,6 +76,8 @@ class Circuit:
     couple: TernaryCouple
     time_step: int
     time_step_back: int
+    tolerance: float = 1e-4
+    max_sweeps: int = 100
     event_input: bool
 
     @property
@@ -90,14 +97,31 @@ class Circuit:
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Weight and bias of every connection, in order."""
+        """The tensors of every connection, in order."""
         return tuple(tensor for connection in self.connections for tensor in connection.tensors)
 
-    def bind(self, tensors: tuple[Tensor | None, ...]) -> "Circuit":
-        """The same circuit with other weights and biases, laid out for simulation."""
+    @property
+    def named_tensors(self) -> dict[str, Tensor | None]:
+        """The same by name, for messages."""
+        return {f"{kind} of the synapse '{c.name}'": tensor for c in self.connections for kind, tensor in
+                zip(("weight", "bias", *(f"parameter {i}" for i in range(len(c.further)))), c.tensors)}
+
+    def split(self, values: Sequence[T]) -> list[tuple[T, ...]]:
+        """Values in the order of ``tensors``, by connection."""
+        rest = iter(values)
+        return [tuple(itertools.islice(rest, len(c.tensors))) for c in self.connections]
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> "Circuit":
+        """The same circuit with other weights and biases, laid out for simulation; further parameters are those of the
+        synapses, which use them."""
         laid_out = [t if t is None else t.contiguous(memory_format=layout(t)) for t in tensors]
-        pairs = zip(self.connections, laid_out[::2], laid_out[1::2])
-        return replace(self, connections=tuple(replace(c, weight=w, bias=b) for c, w, b in pairs))
+        return replace(self, connections=tuple(
+            replace(c, weight=weight, bias=bias)
+            for c, (weight, bias, *_) in zip(self.connections, self.split(laid_out))))
+
+    def detached(self) -> "Circuit":
+        """The same circuit apart from autograd: threads of an engine do not inherit ``no_grad``."""
+        return self.with_tensors([t if t is None else t.detach() for t in self.tensors])
 
     def sources(self, mean_input: Tensor, rates: list[Tensor]) -> list[Tensor]:
         """The pre-synaptic firing rates of every connection, in the order of ``connections``."""

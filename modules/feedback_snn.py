@@ -8,13 +8,17 @@ from torch import Tensor, nn
 from modules import engines
 from modules.circuit import Circuit, Connection
 from modules.dropout import draw_keys, dropout_mask
+from modules.ide import IDE
+from modules.implicit import ImplicitGradient, SpikeStatistics
 from modules.neurons import IF, LIF, TernaryCouple
-from modules.spide import SPIDE, SpikeStatistics
+from modules.spide import SPIDE
 from modules.synapses import Shape, Synapse, layout
+
+METHODS: dict[str, type[ImplicitGradient]] = {"spide": SPIDE, "ide": IDE}
 
 
 class FeedbackSNN(nn.Module):
-    """Feedback spiking neural network trained by SPIDE (Xiao et al., Neural Networks 161, 2023).
+    """Feedback spiking neural network trained by SPIDE (Xiao et al., Neural Networks 161, 2023) or IDE.
 
     Args:
         input: synapse from the input to layer 0.
@@ -25,11 +29,14 @@ class FeedbackSNN(nn.Module):
         time_step, time_step_back: simulated steps of the forward and the backward network, >= 1.
         event_input: inputs are recordings, one frame per step, ``(batch, frames, ...)`` with ``frames >= time_step``,
             of which the first ``time_step`` are used.
-        engine: 'auto', the name of an engine, or an object with the interface of :class:`modules.engines.Engine`.
-        precision: 'fp32', 'tf32', 'bf16x2' or 'bf16', of the products of the engine 'cuda'.
+        engine: what simulates: a name that :func:`modules.engines.select` takes, such as 'auto', 'dense', 'event',
+            'cuda:bf16', or an object with the interface of :class:`modules.engines.Engine`.
+        method: of the backward pass, 'spide', by spikes, or 'ide', in floats.
+        tolerance, max_sweeps: of IDE: relative change of a sweep at which it stops, > 0, and most sweeps, >= 1.
 
     Raises:
-        ValueError: a number of steps is not positive, or there is no such engine.
+        ValueError: a number is out of its range, or there is no such engine or method; TypeError: ``engine`` is an
+            object and no engine.
 
     Example:
         >>> net = FeedbackSNN(input=Conv2d(3, 8, 3, stride=2), layers=[Conv2d(8, 8, 3)],
@@ -41,21 +48,24 @@ class FeedbackSNN(nn.Module):
     def __init__(self, *, input: Synapse, layers: Sequence[Synapse] = (), feedback: Synapse | None = None,
                  neuron: LIF = IF(), couple: TernaryCouple = TernaryCouple(), time_step: int = 30,
                  time_step_back: int = 100, event_input: bool = False, engine: str | engines.Engine = "auto",
-                 precision: str = "tf32") -> None:
+                 method: str = "spide", tolerance: float = 1e-4, max_sweeps: int = 100) -> None:
         super().__init__()
-        for name, steps in (("time_step", time_step), ("time_step_back", time_step_back)):
-            if steps < 1:
-                raise ValueError(f"{name} must be at least 1, not {steps}")
-        if isinstance(engine, str):
-            # A wrong name is better refused here than at the first call.
-            engines.select(engine, torch.device("cpu"), precision)
+        for name, number in (("time_step", time_step), ("time_step_back", time_step_back), ("max_sweeps", max_sweeps)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be positive, not {tolerance}")
+        if method not in METHODS:
+            raise ValueError(f"there is no method '{method}'; choose one of {', '.join(METHODS)}")
+        engines.require(engine)  # a wrong name is better refused here than at the first call
         self.input, self.layers, self.feedback = input, nn.ModuleList(layers), feedback
         self.neuron, self.couple = neuron, replace(couple, leak=neuron.leak)
         self.time_step, self.time_step_back = time_step, time_step_back
-        self.event_input, self.engine, self.precision = event_input, engine, precision
+        self.event_input, self.engine = event_input, engine
+        self.method, self.tolerance, self.max_sweeps = method, tolerance, max_sweeps
 
     def forward(self, x: Tensor, statistics: SpikeStatistics | None = None, *, keys: Tensor | None = None) -> Tensor:
-        """Firing rates of the last layer at the equilibrium.
+        """Firing rates of the last layer at the equilibrium, in the number format of the weights, also under autocast.
 
         Args:
             x: constant input ``(batch, ...)``, or ``(batch, frames, ...)`` with ``event_input``.
@@ -66,8 +76,31 @@ class FeedbackSNN(nn.Module):
             Rates ``(batch, *shape of the last layer)`` in [0, 1], differentiable for ``x`` and all parameters.
 
         Raises:
-            ValueError: the input, or the sizes of the layers, do not fit together, or there are too few frames.
+            ValueError: the input, or the sizes of the layers, do not fit together, there are too few frames, or a
+                number is not finite.
         """
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(self._dtype(x))
+        with torch.autocast(x.device.type, enabled=False):
+            circuit, x = self.bind(x, keys)
+            engine = engines.select(self.engine, x.device)
+            return METHODS[self.method].apply(circuit, engine, statistics, x, *circuit.tensors)
+
+    def bind(self, x: Tensor, keys: Tensor | None = None) -> tuple[Circuit, Tensor]:
+        """What an engine simulates in a call on ``x``: everything that the call holds fixed, and the input.
+
+        Args:
+            x, keys: as for :meth:`forward`.
+
+        Returns:
+            The circuit, with weights and dropout masks; and the input as engines take it, ``(batch, ...)`` laid out,
+            or for event input time first, ``(T, batch, ...)``.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        if x.dtype != self._dtype(x):
+            raise ValueError(f"the input is in {x.dtype} and the network's weights in {self._dtype(x)}: convert one")
         if self.event_input:
             if x.ndim < 2 or x.shape[1] < self.time_step:
                 raise ValueError(f"event input must hold at least time_step = {self.time_step} frames in dimension 1, "
@@ -76,11 +109,27 @@ class FeedbackSNN(nn.Module):
         else:
             x = x.contiguous(memory_format=layout(x))
         sample = x[0] if self.event_input else x
-        circuit = self._circuit(sample, keys)
-        engine = self.engine
-        if isinstance(engine, str):
-            engine = engines.select(engine, x.device, self.precision)
-        return SPIDE.apply(circuit, engine, statistics, x, *circuit.tensors)
+        names, synapses = zip(*self._synapses().items())
+        shapes = [tuple(sample.shape[1:]), *self.layer_shapes(tuple(sample.shape[1:]))]
+        routes = list(zip(shapes[:-1], shapes[1:]))
+        if self.feedback is not None:
+            if not self.feedback.reaches(shapes[-1], shapes[1]):
+                raise ValueError(f"the feedback synapse {self.feedback} does not lead from the last layer, of shape "
+                                 f"{shapes[-1]}, to layer 0, of shape {shapes[1]}")
+            routes.append((shapes[-1], shapes[1]))
+        drops = [synapse.dropout if synapse.training else 0.0 for synapse in synapses]
+        if keys is None and any(drops):
+            keys = draw_keys(len(sample), x.device)
+        connections = []
+        for stream, (name, synapse, p, (source, target)) in enumerate(zip(names, synapses, drops, routes)):
+            weight, bias, *further = synapse.read()
+            mask = dropout_mask(keys, target, p=p, stream=stream, dtype=x.dtype) if p else None
+            connections.append(Connection(name=name, synapse=synapse, weight=weight, bias=bias, further=tuple(further),
+                                          input_shape=source, output_shape=target, dropout=mask,
+                                          dropout_scale=1 / (1 - p)))
+        return Circuit(connections=tuple(connections), has_feedback=self.feedback is not None, neuron=self.neuron,
+                       couple=self.couple, time_step=self.time_step, time_step_back=self.time_step_back,
+                       tolerance=self.tolerance, max_sweeps=self.max_sweeps, event_input=self.event_input), x
 
     def layer_shapes(self, input_shape: Shape) -> list[Shape]:
         """Shape of every layer, without the batch dimension, for one input image or frame of ``input_shape``."""
@@ -89,27 +138,14 @@ class FeedbackSNN(nn.Module):
             shapes.append(synapse.output_shape(shapes[-1] if shapes else tuple(input_shape)))
         return shapes
 
-    def _circuit(self, x: Tensor, keys: Tensor | None = None) -> Circuit:
-        """Everything that a call on an input like ``x``, ``(batch, ...)``, holds fixed, the dropout masks included."""
-        shapes = [tuple(x.shape[1:]), *self.layer_shapes(tuple(x.shape[1:]))]
-        routes = list(zip((self.input, *self.layers), shapes[:-1], shapes[1:]))
-        if self.feedback is not None:
-            if not self.feedback.reaches(shapes[-1], shapes[1]):
-                raise ValueError(f"the feedback synapse {self.feedback} does not lead from the last layer, of shape "
-                                 f"{shapes[-1]}, to layer 0, of shape {shapes[1]}")
-            routes.append((self.feedback, shapes[-1], shapes[1]))
-        drops = [synapse.dropout if synapse.training else 0.0 for synapse, _, _ in routes]
-        if keys is None and any(drops):
-            keys = draw_keys(len(x), x.device)
-        masks = [dropout_mask(keys, target, p=p, stream=stream, dtype=x.dtype) if p else None
-                 for stream, (p, (_, _, target)) in enumerate(zip(drops, routes))]
-        connections = tuple(
-            Connection(synapse=synapse, weight=synapse.weight, bias=synapse.bias, input_shape=source,
-                       output_shape=target, dropout=mask)
-            for (synapse, source, target), mask in zip(routes, masks))
-        return Circuit(connections=connections, has_feedback=self.feedback is not None, neuron=self.neuron,
-                       couple=self.couple, time_step=self.time_step, time_step_back=self.time_step_back,
-                       event_input=self.event_input)
+    def _synapses(self) -> dict[str, Synapse]:
+        """All synapses by name, in the order of a circuit's connections."""
+        layers = {f"layers.{number}": synapse for number, synapse in enumerate(self.layers)}
+        return {"input": self.input, **layers, **({} if self.feedback is None else {"feedback": self.feedback})}
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """The number format of the weights; that of ``x`` for a network without any."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.neuron}, {self.couple}, time_step={self.time_step}, time_step_back={self.time_step_back}"

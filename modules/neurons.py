@@ -3,22 +3,31 @@
 A neuron here is a set of numbers and one step of dynamics. It holds no tensors: the simulation owns the membrane
 potentials, so one neuron serves every layer, batch and device.
 """
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 
+def leak_in(leak: float, dtype: torch.dtype) -> float:
+    """The leak as numbers of ``dtype`` hold it: 1 - 1e-8 is 1 in float32, and such a neuron does not leak."""
+    return torch.tensor(leak, dtype=dtype).item()
+
+
 def leak_weights(steps: int, leak: float, *, like: Tensor) -> Tensor:
     """Weights ``leak^(T-t) / sum`` of the steps ``t = 1..T`` in a firing rate, shape ``(steps,)``, summing to 1."""
     ages = torch.arange(steps - 1, -1, -1, device=like.device, dtype=torch.float64)
-    weights = leak ** ages
+    weights = leak_in(leak, like.dtype) ** ages
     return (weights / weights.sum()).to(like.dtype)
 
 
-def leak_sum(steps: int, leak: float) -> float:
+def leak_sum(steps: int, leak: float, dtype: torch.dtype = torch.float64) -> float:
     """Sum of ``leak^(T-t)`` over ``t = 1..T``: what a leaky spike count is divided by to become a rate."""
-    return float(steps) if leak == 1 else (1 - leak**steps) / (1 - leak)
+    leak = leak_in(leak, dtype)
+    # Added up one by one: the closed form, a quotient of two small differences, is far off for a leak close to 1.
+    return float(steps) if leak == 1 else math.fsum(leak**age for age in range(steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +126,12 @@ class TernaryCouple:
 
 def _settle_reset(neuron: LIF | TernaryCouple) -> None:
     """Fill in the default reset potential and check it against the threshold."""
-    if not neuron.v_threshold > 0:
+    for name, value in (("v_threshold", neuron.v_threshold), ("u_rest", neuron.u_rest or 0.0), ("leak", neuron.leak)):
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} must be a plain number, not a {type(value).__name__}: neurons are not trained")
+    if not 0 < neuron.v_threshold < math.inf:
         raise ValueError(f"a firing threshold must be positive, not {neuron.v_threshold}")
     if neuron.u_rest is None:
         object.__setattr__(neuron, "u_rest", -neuron.v_threshold)
-    if not neuron.u_rest < neuron.v_threshold:
+    if not -math.inf < neuron.u_rest < neuron.v_threshold:
         raise ValueError(f"u_rest ({neuron.u_rest}) must be below the threshold ({neuron.v_threshold})")

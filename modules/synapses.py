@@ -2,11 +2,13 @@
 
 A synapse owns its parameters and knows its geometry; the tensors that a simulation uses are handed to it, so that the
 same call serves a norm-restricted weight, another memory layout or a saved tensor. To add a kind of synapse, derive
-from :class:`Synapse` and define ``output_shape`` and ``current``; ``transpose`` and ``parameter_gradients`` are then
-found by automatic differentiation, and overriding them only makes them faster.
+from :class:`Synapse` and define ``output_shape`` and ``current``; transpose and gradients are then found by automatic
+differentiation, and overriding them only makes them faster. If it is a window that slides over an image, say so in
+``window``, and the fast engines simulate it.
 """
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from inspect import isabstract
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +35,39 @@ class MaxNorm(nn.Module):
         return weight * (self.max_norm / torch.linalg.vector_norm(weight.detach())).clamp(max=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A linear map as a fast engine sees it: ``kernel`` taps that slide over an image ``(channels, height, width)``.
+
+    A layer of ``n`` units without geometry is an image ``(n, 1, 1)``.
+
+    Attributes:
+        kernel: height and width; stride, padding: as in a convolution, the same along both sides.
+        spreads: the window slides over the target, as in a transposed convolution, not over the source.
+        weight: ``(kernel height, kernel width, source channels, target channels)``, or None where channels stay apart.
+        scale: factor on the weight; each tap's weight where there is no other.
+    """
+
+    kernel: tuple[int, int]
+    stride: int = 1
+    padding: int = 0
+    spreads: bool = False
+    weight: Tensor | None = None
+    scale: float = 1.0
+
+
 class Synapse(nn.Module, ABC):
     """A linear map from spikes to synaptic currents, ``I = W s + b``, with variational dropout on the current.
+
+    Classes of synapses are abstract or final: what derives from a final one would inherit a transpose and a window
+    that need not be those of its current.
 
     Args:
         dropout: probability in [0, 1) that an output unit is cut off for a whole batch, at every step of both passes.
 
     Attributes:
-        weight, bias: the tensors ``W`` and ``b``, or None for a map without them.
+        weight, bias: the tensors ``W`` and ``b``, None or absent for a map without them. Any further parameter that
+            ``current`` uses gets its gradient too.
     """
 
     weight: Tensor | None
@@ -52,12 +79,12 @@ class Synapse(nn.Module, ABC):
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
         self.dropout = dropout
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        if "current" in vars(cls):  # what follows from another current must not be inherited
-            for name in ("transpose", "parameter_gradients"):
-                if name not in vars(cls):
-                    setattr(cls, name, getattr(Synapse, name))
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        final = [base.__name__ for base in cls.__bases__ if issubclass(base, Synapse) and not isabstract(base)]
+        if final and cls.__name__ != f"Parametrized{final[0]}":  # which PyTorch derives for a parametrized module
+            raise TypeError(f"the synapse {final[0]} is final, and {cls.__name__} cannot derive from it: derive from "
+                            "Synapse, and define output_shape and current (and window, to run on the fast engines)")
 
     @abstractmethod
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -78,6 +105,13 @@ class Synapse(nn.Module, ABC):
             current = self.current(probe, weight, None, tuple(spikes.shape[1:]))
         return torch.autograd.grad(current, probe, spikes)[0]
 
+    def window(self, weight: Tensor | None, input_shape: Shape, output_shape: Shape) -> Window | None:
+        """How this map with this weight looks to a fast engine; None, as here, for one that is no window.
+
+        The bias, if any, must be one number for each channel of the target.
+        """
+        return None
+
     def parameter_gradients(self, source: Tensor, weight: Tensor | None, bias: Tensor | None, error: Tensor,
                             wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         """Gradients for weight and bias, the outer products ``error (x) source`` and ``error (x) 1``, over the batch.
@@ -95,6 +129,45 @@ class Synapse(nn.Module, ABC):
         found = iter(torch.autograd.grad(current, [t for t, want in zip(leaves, wanted) if want], error))
         return tuple(next(found) if want else None for want in wanted)
 
+    def further_gradients(self, source: Tensor, weight: Tensor | None, bias: Tensor | None, error: Tensor,
+                          further: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        """Gradients for other parameters of the synapse, None for one that ``current`` does not use; as above."""
+        wanted = [parameter for parameter in further if parameter.requires_grad]
+        with torch.enable_grad():
+            current = self.current(source, weight, bias, tuple(error.shape[1:]))
+        found = iter(torch.autograd.grad(current, wanted, error, allow_unused=True)
+                     if current.requires_grad else [None] * len(wanted))
+        return tuple(next(found) if parameter.requires_grad else None for parameter in further)
+
+    def read(self) -> tuple[Tensor | None, ...]:
+        """Weight, bias and further parameters as a simulation takes them.
+
+        Forward pre-hooks run first: pruning and old-style weight normalisation compute the weight in them.
+
+        Raises:
+            ValueError: the synapse has hooks of another kind, which would never run.
+        """
+        name = type(self).__name__
+        if self._forward_hooks or self._backward_hooks or self._backward_pre_hooks:
+            raise ValueError(f"a simulation does not call the synapse {name}, so its forward and backward hooks would "
+                             "never run: remove them, or put them on the FeedbackSNN")
+        for number, hook in self._forward_pre_hooks.items():
+            extra = ({},) if number in self._forward_pre_hooks_with_kwargs else ()
+            if hook(self, (), *extra) is not None:
+                raise ValueError(f"a forward pre-hook of the synapse {name} changes what the synapse is called with, "
+                                 "but a simulation does not call it: remove the hook")
+        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
+        further = (parameter for own, parameter in self.named_parameters()
+                   if parameter is not weight and parameter is not bias
+                   and not own.startswith(("parametrizations.weight.", "parametrizations.bias.")))
+        return weight, bias, *further
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Pickle as the class that was written; PyTorch refuses those that it derives for parametrized modules."""
+        if not parametrize.is_parametrized(self):
+            return super().__reduce_ex__(protocol)
+        return _restored, (parametrize.type_before_parametrizations(self), self.__dict__)
+
     @property
     def stored_weight(self) -> nn.Parameter | None:
         """The parameter that is trained: the weight itself, or what ``weight`` is computed from under ``max_norm``."""
@@ -102,7 +175,8 @@ class Synapse(nn.Module, ABC):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """The current ``W s + b`` without dropout."""
-        return self.current(spikes, self.weight, self.bias, self.output_shape(tuple(spikes.shape[1:])))
+        weight, bias, *_ = self.read()
+        return self.current(spikes, weight, bias, self.output_shape(tuple(spikes.shape[1:])))
 
     def _own(self, weight: Tensor, bias_size: int | None, max_norm: float | None) -> None:
         """Make ``weight`` (PyTorch's default initial values) and a zero bias this synapse's parameters."""
@@ -113,12 +187,45 @@ class Synapse(nn.Module, ABC):
             parametrize.register_parametrization(self, "weight", MaxNorm(max_norm))
 
 
+def _restored(kind: type[Synapse], state: dict) -> Synapse:
+    """A parametrized synapse from its class and its ``__dict__``."""
+    synapse = kind.__new__(kind)
+    synapse.__dict__ = {**state, "_modules": {**state["_modules"]}}
+    restrictions = synapse._modules.pop("parametrizations")
+    for name in restrictions:  # registering makes the class and the attribute; what was stored then takes its place
+        synapse._parameters[name] = nn.Parameter(torch.empty(0))
+        parametrize.register_parametrization(synapse, name, nn.Identity(), unsafe=True)
+    synapse.parametrizations = restrictions
+    return synapse
+
+
 def layout(tensor: Tensor) -> torch.memory_format:
     """The memory layout that simulations use: channels last for images, where convolutions run up to 4 times faster."""
     return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
 
 
-class Conv2d(Synapse):
+class _Convolution(Synapse):
+    """What convolutions of both directions share; arguments as for :class:`Conv2d`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
+                 padding: int | None = None, bias: bool = True, dropout: float = 0.0,
+                 max_norm: float | None = None) -> None:
+        super().__init__(dropout=dropout)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = kernel_size, stride
+        self.padding = kernel_size // 2 if padding is None else padding
+        self._own(torch.empty(*self._channels, kernel_size, kernel_size), out_channels if bias else None, max_norm)
+
+    @property
+    @abstractmethod
+    def _channels(self) -> tuple[int, int]:
+        """The first two sizes of the weight."""
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}"
+
+
+class Conv2d(_Convolution):
     """2-d convolution of ``(batch, in_channels, height, width)``; padded to keep the size (``same``) by default.
 
     Args:
@@ -129,17 +236,9 @@ class Conv2d(Synapse):
         max_norm: restrict the weight's Frobenius norm to this, see :class:`MaxNorm`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
-                 padding: int | None = None, bias: bool = True, dropout: float = 0.0,
-                 max_norm: float | None = None) -> None:
-        super().__init__(dropout=dropout)
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride = kernel_size, stride
-        self.padding = kernel_size // 2 if padding is None else padding
-        self._own(torch.empty(self._weight_shape()), out_channels if bias else None, max_norm)
-
-    def _weight_shape(self) -> Shape:
-        return self.out_channels, self.in_channels, self.kernel_size, self.kernel_size
+    @property
+    def _channels(self) -> tuple[int, int]:
+        return self.out_channels, self.in_channels
 
     def output_shape(self, input_shape: Shape) -> Shape:
         size = _image_size(self, input_shape, self.in_channels)
@@ -152,23 +251,25 @@ class Conv2d(Synapse):
         return F.conv_transpose2d(spikes, weight, None, self.stride, self.padding,
                                   _output_padding(self, spikes.shape[2:], input_shape[1:]))
 
+    def window(self, weight: Tensor, input_shape: Shape, output_shape: Shape) -> Window:
+        return Window(kernel=(self.kernel_size,) * 2, stride=self.stride, padding=self.padding,
+                      weight=weight.permute(2, 3, 1, 0))
+
     def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
                             wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         return (conv2d_weight(source, weight.shape, error, self.stride, self.padding) if wanted[0] else None,
                 error.sum((0, 2, 3)) if wanted[1] else None)
 
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}"
 
-
-class ConvTranspose2d(Conv2d):
+class ConvTranspose2d(_Convolution):
     """Transposed 2-d convolution, which enlarges an image ``stride`` times; arguments as for :class:`Conv2d`.
 
     As a feedback synapse it takes the size of the layer that it feeds, odd sizes included.
     """
 
-    def _weight_shape(self) -> Shape:
-        return self.in_channels, self.out_channels, self.kernel_size, self.kernel_size
+    @property
+    def _channels(self) -> tuple[int, int]:
+        return self.in_channels, self.out_channels
 
     def output_shape(self, input_shape: Shape) -> Shape:
         size = _image_size(self, input_shape, self.in_channels)
@@ -184,6 +285,10 @@ class ConvTranspose2d(Conv2d):
 
     def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
         return F.conv2d(spikes, weight, None, self.stride, self.padding)
+
+    def window(self, weight: Tensor, input_shape: Shape, output_shape: Shape) -> Window:
+        return Window(kernel=(self.kernel_size,) * 2, stride=self.stride, padding=self.padding, spreads=True,
+                      weight=weight.permute(2, 3, 0, 1))
 
     def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
                             wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
@@ -216,6 +321,10 @@ class Linear(Synapse):
 
     def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
         return (spikes @ weight).unflatten(1, input_shape)
+
+    def window(self, weight: Tensor, input_shape: Shape, output_shape: Shape) -> Window:
+        source = input_shape if len(input_shape) == 3 else (self.in_features, 1, 1)
+        return Window(kernel=source[1:], weight=weight.reshape(-1, *source).permute(2, 3, 1, 0))
 
     def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
                             wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
@@ -250,6 +359,10 @@ class AvgPool2d(Synapse):
         return F.conv_transpose2d(spikes, window, None, self.stride, self.padding,
                                   _output_padding(self, spikes.shape[2:], input_shape[1:]), groups=len(window))
 
+    def window(self, weight: None, input_shape: Shape, output_shape: Shape) -> Window:
+        return Window(kernel=(self.kernel_size,) * 2, stride=self.stride, padding=self.padding,
+                      scale=self.kernel_size**-2)
+
     def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}"
 
@@ -262,7 +375,7 @@ def _image_size(synapse: Synapse, shape: Shape, channels: int | None = None) -> 
     return shape[1:]
 
 
-def _window_sizes(synapse: Conv2d | AvgPool2d, size: Shape) -> Shape:
+def _window_sizes(synapse: _Convolution | AvgPool2d, size: Shape) -> Shape:
     """How many windows of a convolution or pooling fit along each side of an image."""
     sizes = tuple((n + 2 * synapse.padding - synapse.kernel_size) // synapse.stride + 1 for n in size)
     if min(sizes) < 1:
@@ -270,13 +383,13 @@ def _window_sizes(synapse: Conv2d | AvgPool2d, size: Shape) -> Shape:
     return sizes
 
 
-def _missing(synapse: Conv2d | AvgPool2d, small: Shape, large: Shape) -> list[int]:
+def _missing(synapse: _Convolution | AvgPool2d, small: Shape, large: Shape) -> list[int]:
     """Rows and columns by which a transposed convolution of size ``small``, unpadded, falls short of ``large``."""
     least = [(n - 1) * synapse.stride - 2 * synapse.padding + synapse.kernel_size for n in small]
     return [n - n_least for n, n_least in zip(large, least, strict=True)]
 
 
-def _output_padding(synapse: Conv2d | AvgPool2d, small: Shape, large: Shape) -> list[int]:
+def _output_padding(synapse: _Convolution | AvgPool2d, small: Shape, large: Shape) -> list[int]:
     """PyTorch's ``output_padding`` of the transposed convolution from size ``small`` to size ``large``."""
     extra = _missing(synapse, small, large)
     if not all(0 <= n < synapse.stride for n in extra):

@@ -43,10 +43,10 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> None:
 def rings(model: torch.nn.Module) -> tuple[Ring, Ring]:
     """Of both phases of training, dropout on."""
     network = model.to(META).train().network
-    circuit = network._circuit(torch.empty(BATCH, *model.input_shape, device=META),
-                               torch.empty(BATCH, dtype=torch.int64, device=META))
+    circuit, _ = network.bind(torch.empty(BATCH, *model.input_shape, device=META),
+                              torch.empty(BATCH, dtype=torch.int64, device=META))
     masks = [torch.empty(BATCH, *c.output_shape, dtype=torch.bool, device=META) for c in circuit.feedforward]
-    return forward_ring(circuit, BATCH, META), backward_ring(circuit, masks)
+    return forward_ring(circuit, 1.0, BATCH, META), backward_ring(circuit, 1.0, masks)
 
 
 def compiled(launch: Launch, title: object) -> tuple[str, int, dict[str, int]]:

@@ -11,12 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
-from modules.engines import dense
+from modules import IF, LIF, FeedbackSNN, TernaryCouple, notices, synapses
+from modules.engines import ring
 from modules.engines.cuda import engine as cuda
 from modules.engines.cuda.chain import STEPS as STEPS_AT_ONCE
 from modules.engines.cuda.graph import Replay
 from modules.engines.cuda.loop import rounded
+from modules.engines.dense import DENSE
 from tests.networks import NAMES, sample_input, small
 from tests.processes import REPOSITORY, environment
 from tests.test_event_engine import GRID, ROUTES, on_grid
@@ -32,19 +33,16 @@ def compare(network: FeedbackSNN, x: torch.Tensor, precision: str, calls: int = 
     engine, network, x = cuda.CudaEngine(precision), network.to(DEVICE), x.to(DEVICE)
     for call in range(calls):
         torch.manual_seed(call)
-        sample = x[:, 0] if network.event_input else x
-        circuit = network._circuit(sample)
-        circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
-        frames = x.transpose(0, 1) if network.event_input else x
-        a, b = (e.simulate_forward(circuit, frames) for e in (dense, engine))
-        assert cuda._runs(circuit, frames)
+        circuit, frames = network.bind(x)
+        a, b = (e.simulate_forward(circuit, frames) for e in (DENSE, engine))
+        assert engine.obstacle(frames.device, frames.dtype) is None and ring.obstacle(circuit) is None
         for expected, found in zip(a.counts, b.counts):
             assert torch.equal(expected, found) and expected.stride() == found.stride()
         for expected, found in zip(a.rates, b.rates):
             torch.testing.assert_close(expected, found, rtol=1e-6, atol=1e-7)
         masks = [(count > 0) & (count < network.time_step) for count in a.counts]
         gradient = (torch.randn_like(a.rates[-1]) / GRID / 2).round() * GRID
-        a, b = (e.simulate_backward(circuit, gradient, masks) for e in (dense, engine))
+        a, b = (e.simulate_backward(circuit, gradient, masks) for e in (DENSE, engine))
         for expected, found in zip(a.betas, b.betas):
             torch.testing.assert_close(expected, found, rtol=1e-6, atol=1e-7)
         assert torch.equal(a.fired, b.fired) and a.fired.any()
@@ -92,10 +90,9 @@ if RUNS:
         x = (sample_input("alexnetf", model, batch=4).float() / GRID).round() * GRID
         gradient = (torch.randn(4, *model.network.layer_shapes(x.shape[1:])[-1]) / GRID / 2).round().to(DEVICE) * GRID
         results = []
-        for network, engine in ((coarse, dense), (model, cuda.CudaEngine(precision)), (model, dense)):
-            circuit = network.to(DEVICE).network._circuit(x.to(DEVICE))
-            circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
-            counts = engine.simulate_forward(circuit, x.to(DEVICE)).counts
+        for network, engine in ((coarse, DENSE), (model, cuda.CudaEngine(precision)), (model, DENSE)):
+            circuit, images = network.to(DEVICE).network.bind(x.to(DEVICE))
+            counts = engine.simulate_forward(circuit, images).counts
             ones = [torch.ones_like(count, dtype=torch.bool) for count in counts]
             betas = engine.simulate_backward(circuit, gradient, ones).betas
             results.append(torch.cat([t.flatten() for t in (*counts, *betas)]))
@@ -108,8 +105,8 @@ if RUNS:
         model = small("alexnetf", gain=2.0, **STEPS).float().eval()
         x = sample_input("alexnetf", model, batch=4).float().to(DEVICE)
         model.to(DEVICE)
-        circuit = model.network._circuit(x)
-        exact = dense.simulate_forward(circuit, x)
+        circuit, x = model.network.bind(x)
+        exact = DENSE.simulate_forward(circuit, x)
         differing = {}
         for precision in ("bf16x2", "bf16"):
             found = cuda.CudaEngine(precision).simulate_forward(circuit, x)
@@ -160,8 +157,7 @@ else:
 
     def test_falls_back_to_dense_without_a_gpu() -> None:
         """On a CPU, the engine says once why it does not run."""
-        from modules.engines import interface
-        interface.unable.cache_clear()
+        notices.forget()
         network = FeedbackSNN(input=synapses.Linear(4, 3), engine="cuda")
         with pytest.warns(UserWarning, match="it is for GPUs, and the network is on 'cpu'") as caught:
             network(torch.ones(2, 4))

@@ -5,15 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from modules import IF, LIF, FeedbackSNN, TernaryCouple, synapses
-from modules.engines import dense, interface, ring
+from modules import IF, LIF, FeedbackSNN, TernaryCouple, notices, synapses
+from modules.engines import ring
+from modules.engines.dense import DENSE
 from modules.engines.event import costs
 from modules.engines.event import engine as event
 from tests.networks import NAMES, sample_input, small
 
+EVENT = event.EventEngine()
 GRID = 2.0**-6  # numbers on it have exact sums, whatever the order
 
 
@@ -30,15 +33,12 @@ def on_grid(model: nn.Module) -> nn.Module:
 
 def simulations(network: FeedbackSNN, x: torch.Tensor, gradient: torch.Tensor | None = None) -> tuple:
     """Results of both engines, forward and backward, on one circuit, so with the same dropout masks."""
-    sample = x[:, 0] if network.event_input else x
-    circuit = network._circuit(sample)
-    circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
-    x = x[:, :network.time_step].transpose(0, 1) if network.event_input else x
-    forward = [engine.simulate_forward(circuit, x) for engine in (dense, event)]
+    circuit, x = network.bind(x)
+    forward = [engine.simulate_forward(circuit, x) for engine in (DENSE, EVENT)]
     masks = [(count > 0) & (count < network.time_step) for count in forward[0].counts]
     if gradient is None:
         gradient = (torch.randn_like(forward[0].rates[-1]) / GRID / 3).round() * GRID
-    backward = [engine.simulate_backward(circuit, gradient, masks) for engine in (dense, event)]
+    backward = [engine.simulate_backward(circuit, gradient, masks) for engine in (DENSE, EVENT)]
     return forward, backward
 
 
@@ -142,8 +142,8 @@ def test_dense_products_where_spikes_are_many(name: str, monkeypatch) -> None:
 def test_cost_model_prefers_products_for_many_spikes_only() -> None:
     """Half of all units spiking means a dense product for a wide convolution, one in a hundred does not."""
     network = FeedbackSNN(input=synapses.Conv2d(3, 64, 3), layers=[synapses.Conv2d(64, 64, 3)])
-    circuit = network._circuit(torch.zeros(4, 3, 16, 16))
-    forward = ring.forward_ring(circuit, 4, torch.device("cpu"))
+    circuit, _ = network.bind(torch.zeros(4, 3, 16, 16))
+    forward = ring.forward_ring(circuit, 1.0, 4, torch.device("cpu"))
     units = 64 * 16 * 16
     for density, expected in ((0.01, frozenset()), (0.9, frozenset({1}))):
         assert costs.dense_layers(forward, torch.tensor([density * units, 0.0]).numpy()) == expected
@@ -216,29 +216,33 @@ def test_an_empty_batch() -> None:
     assert rates.shape[0] == 0
 
 
-class Doubled(synapses.Conv2d):
+class Doubled(synapses.Synapse):
     """A synapse of a user's own."""
 
-    def current(self, spikes, weight, bias, output_shape):
-        return 2 * super().current(spikes, weight, bias, output_shape)
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(target, source, 3, 3) / 5), None
 
-    def transpose(self, spikes, weight, input_shape):
-        return 2 * super().transpose(spikes, weight, input_shape)
+    def output_shape(self, input_shape):
+        return len(self.weight), *input_shape[1:]
+
+    def current(self, spikes, weight, bias, output_shape):
+        return 2 * F.conv2d(spikes, weight, bias, 1, 1)
 
 
 def test_falls_back_to_dense_and_says_so_once() -> None:
     """For synapses that it does not know, and number types that it does not compute in; not for an input synapse."""
     torch.manual_seed(6)
-    interface.unable.cache_clear()
+    notices.forget()
     x = torch.randn(2, 2, 8, 8)
-    network = FeedbackSNN(input=synapses.Conv2d(2, 3, 3), layers=[Doubled(3, 3, 3)], engine="event")
+    network = FeedbackSNN(input=synapses.Conv2d(2, 3, 3), layers=[Doubled(3, 3)], engine="event")
     with pytest.warns(UserWarning, match="does not know synapses of type Doubled") as caught:
         rates = network(x)
         network(x)
     assert len(caught) == 1
     network.engine = "dense"
     assert torch.equal(network(x), rates)
-    network = FeedbackSNN(input=Doubled(2, 3, 3), layers=[synapses.Conv2d(3, 3, 3)], engine="event")
+    network = FeedbackSNN(input=Doubled(2, 3), layers=[synapses.Conv2d(3, 3, 3)], engine="event")
     network(x)
     with pytest.warns(UserWarning, match="not in torch.bfloat16"):
         network.bfloat16()(x.bfloat16())
@@ -259,12 +263,12 @@ def test_circuit_is_left_unchanged() -> None:
     torch.manual_seed(8)
     model = small("alexnetf", dropout=0.5, gain=2.0).train()
     x = sample_input("alexnetf", model)
-    circuit = model.network._circuit(x)
-    circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
-    gradient = torch.randn_like(event.simulate_forward(circuit, x).rates[-1])
+    circuit, x = model.network.bind(x)
+    circuit = circuit.detached()
+    gradient = torch.randn_like(EVENT.simulate_forward(circuit, x).rates[-1])
     masks = [torch.ones(2, *c.output_shape, dtype=torch.bool) for c in circuit.feedforward]
     tensors = [x, gradient, *masks, *(t for t in circuit.tensors if t is not None)]
     copies = [t.clone() for t in tensors]
-    event.simulate_forward(replace(circuit, time_step=3), x)
-    event.simulate_backward(circuit, gradient, masks)
+    EVENT.simulate_forward(replace(circuit, time_step=3), x)
+    EVENT.simulate_backward(circuit, gradient, masks)
     assert all(map(torch.equal, tensors, copies))

@@ -71,10 +71,7 @@ def test_logits_rates_and_gradients(case: Case) -> None:
 def test_every_forward_spike(case: Case) -> None:
     """Spike trains of all layers, from the spike counts of simulations that are one step longer each."""
     network, frames_first = case.model.network, case.model.network.event_input
-    sample = case.input[:, 0] if frames_first else case.input
-    x = case.input.transpose(0, 1) if frames_first else case.input
-    circuit = network._circuit(sample)
-    circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
+    circuit, x = network.bind(case.input)
     engine = engines.select(network.engine, x.device)
     before = None
     for step in range(1, circuit.time_step + 1):
@@ -91,8 +88,7 @@ def test_every_forward_spike(case: Case) -> None:
 def test_every_backward_spike(case: Case) -> None:
     """Ternary spike trains of all layers, from the betas of simulations that are one step longer each."""
     network = case.model.network
-    circuit = network._circuit(case.input[:, 0] if network.event_input else case.input)
-    circuit = circuit.bind(tuple(t if t is None else t.detach() for t in circuit.tensors))
+    circuit, _ = network.bind(case.input)
     engine, couple, steps = engines.select(network.engine, case.input.device), network.couple, network.time_step_back
     layers = range(len(circuit.feedforward))
     counts = [case.spikes(f"spikes_forward/{layer}", network.time_step).sum(0) for layer in layers]

@@ -22,8 +22,7 @@ def gradient_errors(name: str, *, leak: float = 1.0, dropout: float = 0.0,
     torch.manual_seed(0)
     model = small(name, leak=leak, dropout=dropout, gain=2.0).train()
     network, x = model.network, sample_input(name, model)
-    circuit = network._circuit(x[:, 0] if network.event_input else x)  # draws the dropout masks
-    chosen = x[:, :network.time_step].transpose(0, 1) if network.event_input else x
+    circuit, chosen = network.bind(x)  # draws the dropout masks
     simulator = engines.select(engine, x.device)
     with torch.no_grad():
         forward = simulator.simulate_forward(circuit, chosen)
@@ -71,7 +70,7 @@ def test_oracle_against_finite_differences(name: str) -> None:
     network = small(name, gain=2.0).eval().network
     x = sample_input(name, small(name))
     gradient = torch.randn_like(network(x))
-    circuit = network._circuit(x)
+    circuit, x = network.bind(x)
     with torch.no_grad():
         rates = equilibrium(circuit, x)
     masks = [(rate > 0) & (rate < 1) for rate in rates]
@@ -82,7 +81,7 @@ def test_oracle_against_finite_differences(name: str) -> None:
         for step in (1e-6, -1e-6):
             with torch.no_grad():
                 parameter += step * direction
-                losses.append((gradient * equilibrium(network._circuit(x), x)[-1]).sum().item())
+                losses.append((gradient * equilibrium(*network.bind(x))[-1]).sum().item())
                 parameter -= step * direction
         slope = (losses[0] - losses[1]) / 2e-6
         assert slope == pytest.approx((exact * direction).sum().item(), rel=1e-5, abs=1e-8)
@@ -97,8 +96,7 @@ def test_gradient_for_the_input() -> None:
         rates = network(x)
         gradient = torch.randn_like(rates) * 0.1
         found, = torch.autograd.grad(rates, x, gradient)
-        circuit = network._circuit(x[:, 0] if network.event_input else x)
-        chosen = x.transpose(0, 1) if network.event_input else x
+        circuit, chosen = network.bind(x)
         forward = engines.select("dense", x.device).simulate_forward(circuit, chosen)
         masks = [(count > 0) & (count < network.time_step) for count in forward.counts]
         mean = chosen.mean(0) if network.event_input else x

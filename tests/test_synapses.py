@@ -54,20 +54,11 @@ def test_parameter_gradients_are_those_of_the_current(name: str) -> None:
                 assert found is None
 
 
-def test_another_current_brings_its_own_transpose_and_gradients() -> None:
-    """Whoever derives from a synapse and changes its current does not inherit what belongs to the old one."""
-    class Doubled(Conv2d):
-        def current(self, spikes, weight, bias, output_shape):
-            return 2 * super().current(spikes, weight, bias, output_shape)
-
-    torch.manual_seed(0)
-    plain, doubled = Conv2d(2, 3, 3).double(), Doubled(2, 3, 3).double()
-    rates, error = torch.rand(2, 2, 5, 5).double(), torch.randn(2, 3, 5, 5).double()
-    torch.testing.assert_close(doubled.transpose(error, plain.weight, (2, 5, 5)),
-                               2 * plain.transpose(error, plain.weight, (2, 5, 5)))
-    arguments = rates, plain.weight, plain.bias, error, (True, True)
-    for found, once in zip(doubled.parameter_gradients(*arguments), plain.parameter_gradients(*arguments)):
-        torch.testing.assert_close(found, 2 * once)
+def test_synapses_are_abstract_or_final() -> None:
+    """Whoever derives from a final synapse and changes its current would inherit what belongs to the old one."""
+    for final in (Conv2d, ConvTranspose2d, Linear, AvgPool2d):
+        with pytest.raises(TypeError, match=f"the synapse {final.__name__} is final, .*: derive from Synapse"):
+            type("Own", (final,), {})
 
 
 @pytest.mark.parametrize("height, width", [(7, 7), (8, 7), (7, 8), (8, 8)])

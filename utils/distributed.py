@@ -4,12 +4,11 @@ Each process computes the gradients of its share of a batch. The backward networ
 must not depend on how many processes there are: losses are divided by the size of the whole batch, and gradients are
 summed over processes, where PyTorch's default would average them.
 """
-import argparse
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -107,12 +106,16 @@ def only_locally(model: nn.Module, condition: bool) -> AbstractContextManager:
     return model.no_sync() if condition and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def start_processes(args: argparse.Namespace) -> None:
-    """Become PyTorch's launcher if ``--gpu-id`` lists several GPUs, with one process of this script for each."""
-    if _launched() or "," not in args.gpu_id or not torch.cuda.is_available():
+def start_processes(gpu_ids: str, argv: Sequence[str]) -> None:
+    """Become PyTorch's launcher if ``--gpu-id`` lists several GPUs, with one process of this script for each.
+
+    Args:
+        gpu_ids: their numbers, separated by commas; argv: the script's command line.
+    """
+    if _launched() or "," not in gpu_ids or not torch.cuda.is_available():
         return
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(args.gpu_id.split(','))}"]
-    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpu_ids.split(','))}"]
+    os.execv(sys.executable, [sys.executable, *launcher, sys.argv[0], *argv])
 
 
 def join() -> World:

@@ -8,59 +8,71 @@ from torch import Tensor
 
 from modules.circuit import Circuit, zeros
 from modules.engines.interface import BackwardResult, ForwardResult
-from modules.neurons import leak_sum
+from modules.neurons import leak_in, leak_sum
 
 
-@torch.no_grad()
-def simulate_forward(circuit: Circuit, x: Tensor) -> ForwardResult:
-    """The forward network, see :class:`modules.engines.Engine`.
+class DenseEngine:
+    """The engine for everything; see :class:`modules.engines.Engine` for its two functions."""
 
-    ``I_0 = W_0 x + b_0 + F s_{N-1}(t-1)``, ``I_l = W_l s_{l-1}(t) + b_l``: layers in order, using this step's spikes.
-    """
-    neuron, feedforward, feedback = circuit.neuron, circuit.feedforward, circuit.feedback
-    batch = x.shape[1] if circuit.event_input else x.shape[0]
-    potentials, spikes, counts = ([zeros(c, batch, like=x) for c in feedforward] for _ in range(3))
-    traces = counts if neuron.leak == 1 else [zeros(c, batch, like=x) for c in feedforward]
+    name = "dense"
 
-    for input_current in circuit.input_currents(x):
-        for layer, connection in enumerate(feedforward):
-            if layer > 0:
-                current = connection.current(spikes[layer - 1])
-            else:
-                current = input_current if feedback is None else input_current + feedback.current(spikes[-1])
-            neuron.step_(potentials[layer], current, spikes[layer])
-            counts[layer] += spikes[layer]
-            if traces is not counts:
-                traces[layer].mul_(neuron.leak).add_(spikes[layer])
+    @torch.no_grad()
+    def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
+        """The forward network, see :class:`modules.engines.Engine`.
 
-    norm = leak_sum(circuit.time_step, neuron.leak)
-    return ForwardResult(rates=[trace / norm for trace in traces], counts=counts)
+        ``I_0 = W_0 x + b_0 + F s_{N-1}(t-1)``, ``I_l = W_l s_{l-1}(t) + b_l``: layers in order, using this step's
+        spikes.
+        """
+        neuron, feedforward, feedback = circuit.neuron, circuit.feedforward, circuit.feedback
+        leak = leak_in(neuron.leak, x.dtype)
+        batch = x.shape[1] if circuit.event_input else x.shape[0]
+        potentials, spikes, counts = ([zeros(c, batch, like=x) for c in feedforward] for _ in range(3))
+        traces = counts if leak == 1 else [zeros(c, batch, like=x) for c in feedforward]
+
+        for input_current in circuit.input_currents(x):
+            for layer, connection in enumerate(feedforward):
+                if layer > 0:
+                    current = connection.current(spikes[layer - 1])
+                else:
+                    current = input_current if feedback is None else input_current + feedback.current(spikes[-1])
+                neuron.step_(potentials[layer], current, spikes[layer])
+                counts[layer] += spikes[layer]
+                if traces is not counts:
+                    traces[layer].mul_(leak).add_(spikes[layer])
+
+        norm = leak_sum(circuit.time_step, leak)
+        return ForwardResult(rates=[trace / norm for trace in traces], counts=counts)
 
 
-@torch.no_grad()
-def simulate_backward(circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-    """The backward network, see :class:`modules.engines.Engine`.
+    @torch.no_grad()
+    def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
+        """The backward network, see :class:`modules.engines.Engine`.
 
-    ``J_{N-1} = g + F^T (m_0 r_0(t-1)) / kappa``, ``J_{l-1} = W_l^T (m_l r_l(t)) / kappa``: from the last layer to the
-    first. Spikes are held as -1, 0, 1; the gates carry the factor ``m * kappa_b / kappa``.
-    """
-    couple, feedforward, feedback = circuit.couple, circuit.feedforward, circuit.feedback
-    batch, last = gradient.shape[0], len(feedforward) - 1
-    potentials, spikes, negative, traces = ([zeros(c, batch, like=gradient) for c in feedforward] for _ in range(4))
-    scale = couple.quantum / circuit.neuron.quantum
-    gates = [c.gate(mask.to(gradient.dtype) * scale) for c, mask in zip(circuit.connections, circuit.targets(masks))]
-    fired = torch.zeros(len(feedforward), dtype=torch.float64, device=gradient.device)
+        ``J_{N-1} = g + F^T (m_0 r_0(t-1)) / kappa``, ``J_{l-1} = W_l^T (m_l r_l(t)) / kappa``: from the last layer to
+        the first. Spikes are held as -1, 0, 1; the gates carry the factor ``m * kappa_b / kappa``.
+        """
+        couple, feedforward, feedback = circuit.couple, circuit.feedforward, circuit.feedback
+        leak = leak_in(couple.leak, gradient.dtype)
+        batch, last = gradient.shape[0], len(feedforward) - 1
+        potentials, spikes, negative, traces = ([zeros(c, batch, like=gradient) for c in feedforward] for _ in range(4))
+        scale = couple.quantum / circuit.neuron.quantum
+        gates = [c.gate(mask.to(gradient.dtype) * scale)
+                 for c, mask in zip(circuit.connections, circuit.targets(masks))]
+        fired = torch.zeros(len(feedforward), dtype=torch.float64, device=gradient.device)
 
-    for _ in range(circuit.time_step_back):
-        for layer in range(last, -1, -1):
-            if layer < last:
-                current = feedforward[layer + 1].transpose(spikes[layer + 1] * gates[layer + 1])
-            else:
-                current = gradient if feedback is None else gradient + feedback.transpose(spikes[0] * gates[-1])
-            fired[layer] += couple.step_(potentials[layer], current, spikes[layer], negative[layer])
-            if couple.leak != 1:
-                traces[layer] *= couple.leak
-            traces[layer] += spikes[layer]
+        for _ in range(circuit.time_step_back):
+            for layer in range(last, -1, -1):
+                if layer < last:
+                    current = feedforward[layer + 1].transpose(spikes[layer + 1] * gates[layer + 1])
+                else:
+                    current = gradient if feedback is None else gradient + feedback.transpose(spikes[0] * gates[-1])
+                fired[layer] += couple.step_(potentials[layer], current, spikes[layer], negative[layer])
+                if leak != 1:
+                    traces[layer] *= leak
+                traces[layer] += spikes[layer]
 
-    norm = leak_sum(circuit.time_step_back, couple.leak) / couple.quantum
-    return BackwardResult(betas=[trace / norm for trace in traces], fired=fired)
+        norm = leak_sum(circuit.time_step_back, leak) / couple.quantum
+        return BackwardResult(betas=[trace / norm for trace in traces], fired=fired)
+
+
+DENSE = DenseEngine()

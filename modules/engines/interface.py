@@ -1,6 +1,4 @@
 """The interface of an engine: two functions, simulate forward and simulate backward, and their results."""
-import functools
-import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,7 +34,15 @@ class BackwardResult:
 
 
 class Engine(Protocol):
-    """The interface of an engine. Both functions run without autograd and leave their arguments unchanged."""
+    """The interface of an engine. Both functions run without autograd and leave their arguments unchanged.
+
+    Any object with a name and these two functions is an engine: give it to a FeedbackSNN, or register it.
+
+    Attributes:
+        name: how summaries and warnings call it.
+    """
+
+    name: str
 
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
         """Run the spiking network for T steps on ``x``, ``(batch, ...)`` or, for events, ``(T, batch, ...)``."""
@@ -49,10 +55,3 @@ class Engine(Protocol):
             gradient: ``g = dL/da`` of the last layer, ``(batch, *layer_shape)``.
             masks: per layer, 1 where a unit passes gradient and 0 elsewhere.
         """
-
-
-@functools.cache
-def unable(engine: str, reason: str) -> bool:
-    """Say, once, why an engine leaves a network to the dense one; always False."""
-    warnings.warn(f"the {engine} engine leaves this network to the dense engine: {reason}", stacklevel=3)
-    return False

@@ -1,4 +1,4 @@
-"""A circuit as a ring of layers: the one form in which the faster engines simulate both phases.
+"""A circuit as a ring of layers, the one form in which the faster engines simulate both phases, and their one front.
 
 A forward ring is layer 0 to N-1, closed by the feedback synapse; a backward ring is layer N-1 to 0, closed by the
 transpose of the feedback synapse. In each step, a layer takes the spikes that the layer before it fired in this step;
@@ -6,17 +6,20 @@ the first one takes those that the last one fired in the step before, and a curr
 same for all spikes of a synapse, such as ``kappa_b / kappa``, are in the weights.
 """
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from modules.circuit import Circuit, Connection
+from modules.engines import routes
+from modules.engines.dense import DENSE
 from modules.engines.interface import BackwardResult, ForwardResult
 from modules.engines.routes import Route, route
-from modules.neurons import leak_sum
+from modules.neurons import IF, LIF, TernaryCouple, leak_in, leak_sum
+from modules.notices import warn_once
 from modules.synapses import Shape
 
 
@@ -30,7 +33,7 @@ class Ring:
             that slice, to currents.
         biases: ``(channels,)``, or None; gates: bool ``(batch, *shape)``, which units send spikes on.
         keep: bool, which units of the first layer the closing route reaches, or None for all.
-        upper, lower, quantum, leak: of the neurons.
+        upper, lower, quantum, leak: of the neurons, the leak as the number format holds it.
     """
 
     shapes: list[Shape]
@@ -44,10 +47,15 @@ class Ring:
     quantum: float
     leak: float
 
+    @property
+    def ternary(self) -> bool:
+        """Whether neurons fire spikes of both signs, as those of the backward network do."""
+        return self.lower > -float("inf")
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What :func:`simulate` found, per layer of the ring.
+    """What a simulation found, per layer of the ring.
 
     Attributes:
         traces: sums of ``leak^(T-t) s(t)``; counts: numbers of spikes, the traces themselves unless asked for.
@@ -59,11 +67,21 @@ class Outcome:
     fired: Tensor
 
 
-class Simulate(Protocol):
-    """What an engine brings: the simulation of a ring."""
+class RingEngine(ABC):
+    """An engine that simulates rings: IF and LIF neurons, ternary couples, and synapses that are windows.
 
-    def __call__(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
-        """Simulate ``steps`` steps.
+    Whatever it cannot simulate exactly it leaves to the dense engine, with one warning that names the reason.
+    """
+
+    name: str
+
+    @abstractmethod
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this engine cannot run at all on ``device`` in numbers of ``dtype``, in words, or None."""
+
+    @abstractmethod
+    def simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
+        """Simulate ``steps`` steps of a ring.
 
         Args:
             currents: into the first layer, tensors ``(frames, batch, *shape)`` for successive steps, or one with a
@@ -71,29 +89,51 @@ class Simulate(Protocol):
             like: a tensor of the type and on the device to compute in; counts: count spikes besides the traces.
         """
 
+    @torch.no_grad()
+    def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
+        """The forward network, see :class:`modules.engines.Engine`."""
+        if not self._takes(circuit, x):
+            return DENSE.simulate_forward(circuit, x)
+        circuit, leak = circuit.detached(), leak_in(circuit.neuron.leak, x.dtype)
+        ring = forward_ring(circuit, leak, x.shape[1] if circuit.event_input else x.shape[0], x.device)
+        run = self.simulate(ring, _frames(circuit, x), circuit.time_step, like=x, counts=leak != 1)
+        norm = leak_sum(circuit.time_step, leak)
+        # A unit that dropout cut off may have fired, but nobody heard it.
+        traces, counts = ([t if k is None else t * k for t, k in zip(tensors, _kept_units(circuit))]
+                          for tensors in (run.traces, run.counts))
+        return ForwardResult(rates=[trace / norm for trace in traces], counts=counts)
 
-def forward(circuit: Circuit, x: Tensor, simulate: Simulate) -> ForwardResult:
-    """The forward network, see :class:`modules.engines.Engine`."""
-    ring = forward_ring(circuit, x.shape[1] if circuit.event_input else x.shape[0], x.device)
-    leak = circuit.neuron.leak
-    run = simulate(ring, _frames(circuit, x), circuit.time_step, like=x, counts=leak != 1)
-    norm = leak_sum(circuit.time_step, leak)
-    # A unit that dropout cut off may have fired, but nobody heard it.
-    traces, counts = ([t if k is None else t * k for t, k in zip(tensors, _kept_units(circuit))]
-                      for tensors in (run.traces, run.counts))
-    return ForwardResult(rates=[trace / norm for trace in traces], counts=counts)
+    @torch.no_grad()
+    def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
+        """The backward network, see :class:`modules.engines.Engine`."""
+        if not self._takes(circuit, gradient):
+            return DENSE.simulate_backward(circuit, gradient, masks)
+        circuit, leak = circuit.detached(), leak_in(circuit.couple.leak, gradient.dtype)
+        run = self.simulate(backward_ring(circuit, leak, masks), [gradient[None]], circuit.time_step_back,
+                            like=gradient, counts=False)
+        norm = leak_sum(circuit.time_step_back, leak) / circuit.couple.quantum
+        return BackwardResult(betas=[trace / norm for trace in run.traces[::-1]], fired=run.fired.flip(0))
+
+    def _takes(self, circuit: Circuit, x: Tensor) -> bool:
+        """Whether this circuit can be simulated here; warns once for each reason why not."""
+        reason = self.obstacle(x.device, x.dtype) or obstacle(circuit)
+        if reason is not None:
+            warn_once(self.name, reason, sentence=f"the {self.name} engine leaves this network to the dense engine: "
+                                                  f"{reason}")
+        return reason is None and x.numel() > 0  # nothing is to be simulated of an empty batch
 
 
-def backward(circuit: Circuit, gradient: Tensor, masks: list[Tensor], simulate: Simulate) -> BackwardResult:
-    """The backward network, see :class:`modules.engines.Engine`."""
-    couple = circuit.couple
-    run = simulate(backward_ring(circuit, masks), [gradient[None]], circuit.time_step_back, like=gradient, counts=False)
-    norm = leak_sum(circuit.time_step_back, couple.leak) / couple.quantum
-    return BackwardResult(betas=[trace / norm for trace in run.traces[::-1]], fired=run.fired.flip(0))
+def obstacle(circuit: Circuit) -> str | None:
+    """What in a circuit no ring engine simulates, in words, or None: neurons and synapses that it does not know."""
+    for neuron, known in ((circuit.neuron, (IF, LIF)), (circuit.couple, (TernaryCouple,))):
+        if type(neuron) not in known:
+            return f"it does not know neurons of type {type(neuron).__name__}"
+    reasons = (routes.obstacle(connection) for connection in circuit.connections[1:])
+    return next((reason for reason in reasons if reason), None)
 
 
-def forward_ring(circuit: Circuit, batch: int, device: torch.device) -> Ring:
-    """Layers 0 to N-1, closed by the feedback synapse."""
+def forward_ring(circuit: Circuit, leak: float, batch: int, device: torch.device) -> Ring:
+    """Layers 0 to N-1, closed by the feedback synapse; ``leak`` as the number format holds it."""
     neuron = circuit.neuron
     into = [circuit.feedback, *circuit.feedforward[1:]]
     gates = [_all(c, batch, device) if k is None else k for c, k in zip(circuit.feedforward, _kept_units(circuit))]
@@ -105,10 +145,10 @@ def forward_ring(circuit: Circuit, batch: int, device: torch.device) -> Ring:
         products=[c and functools.partial(_forward_product, c) for c in into],
         biases=[None if c is None or c.bias is None else c.bias * c.dropout_scale for c in into], gates=gates,
         keep=circuit.feedback and _kept(circuit.feedback),
-        upper=neuron.v_threshold, lower=-float("inf"), quantum=neuron.quantum, leak=neuron.leak)
+        upper=neuron.v_threshold, lower=-float("inf"), quantum=neuron.quantum, leak=leak)
 
 
-def backward_ring(circuit: Circuit, masks: list[Tensor]) -> Ring:
+def backward_ring(circuit: Circuit, leak: float, masks: list[Tensor]) -> Ring:
     """Layers N-1 to 0, closed by the transpose of the feedback synapse; spikes carry ``kappa_b / kappa``."""
     couple, factor = circuit.couple, circuit.couple.quantum / circuit.neuron.quantum
     out_of = [circuit.feedback, *circuit.feedforward[1:]]  # the connection whose transpose leads out of each layer
@@ -121,7 +161,7 @@ def backward_ring(circuit: Circuit, masks: list[Tensor]) -> Ring:
         routes=[out_of[i] and route(out_of[i]).reverse(scales[i]) for i in into],
         products=[out_of[i] and functools.partial(_backward_product, out_of[i], scales[i]) for i in into],
         biases=[None] * len(masks), gates=gates[::-1], keep=None,
-        upper=couple.v_threshold, lower=-couple.v_threshold, quantum=couple.quantum, leak=couple.leak)
+        upper=couple.v_threshold, lower=-couple.v_threshold, quantum=couple.quantum, leak=leak)
 
 
 def _kept(connection: Connection) -> Tensor | None:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from modules import synapses
 from modules.circuit import Connection
-from modules.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Linear, Shape
+from modules.synapses import Shape
 
 WIDTHS = (16, 32, 64)  # channels of a pixel that kernels handle together
 
@@ -134,22 +136,68 @@ class Route:
                        weight=None if self.weight is None else self.weight.transpose(2, 3), scale=self.scale * scale)
 
 
-def supports(connection: Connection) -> bool:
-    """Whether the synapse has a form as route: those of the library do, those that users derive from them may not."""
-    kind = parametrize.type_before_parametrizations(connection.synapse)
-    return kind in (Conv2d, ConvTranspose2d, Linear, AvgPool2d)
+def route(connection: Connection, scale: float = 1.0) -> Route | None:
+    """The forward route of a connection, its weight multiplied by ``scale``; None if it is no window."""
+    own = connection.synapse.window(connection.weight, connection.input_shape, connection.output_shape)
+    return own and Route(source=as_image(connection.input_shape), target=as_image(connection.output_shape),
+                         kernel=own.kernel, stride=own.stride, padding=own.padding, spreads=own.spreads,
+                         weight=own.weight, scale=own.scale * scale)
 
 
-def route(connection: Connection, scale: float = 1.0) -> Route:
-    """The forward route of a connection, its weight multiplied by ``scale``."""
-    synapse, weight = connection.synapse, connection.weight
-    source, target = as_image(connection.input_shape), as_image(connection.output_shape)
-    if isinstance(synapse, Linear):
-        return Route(source=source, target=target, kernel=source[1:], scale=scale,
-                     weight=weight.reshape(target[0], *source).permute(2, 3, 1, 0))
-    window = {"source": source, "target": target, "kernel": (synapse.kernel_size,) * 2, "stride": synapse.stride,
-              "padding": synapse.padding}
-    if isinstance(synapse, AvgPool2d):
-        return Route(**window, weight=None, scale=scale * synapse.kernel_size**-2)
-    spreads = isinstance(synapse, ConvTranspose2d)
-    return Route(**window, spreads=spreads, scale=scale, weight=weight.permute(2, 3, *((0, 1) if spreads else (1, 0))))
+def obstacle(connection: Connection) -> str | None:
+    """Why a fast engine cannot simulate a connection, in words, or None.
+
+    A synapse of a user's own is believed what it says of its window only after a comparison, on one sample of spikes
+    drawn at random, with its current and its transpose.
+    """
+    synapse = connection.synapse
+    kind = parametrize.type_before_parametrizations(synapse)
+    own = sorted({"current", "transpose", "window"} & vars(synapse).keys())
+    if own:
+        return f"a synapse of type {kind.__name__} has another '{own[0]}' than its class"
+    if kind.__module__ == synapses.__name__:
+        return None
+    known = route(connection)
+    if known is None:
+        return f"it does not know synapses of type {kind.__name__}, which define no window"
+    if not _agrees(known, connection):
+        return f"the window of the synapse {kind.__name__} says something else than its current or transpose does"
+    return None
+
+
+def _agrees(known: Route, connection: Connection) -> bool:
+    """Whether a route carries what the current and the transpose of its connection are."""
+    like = known.weight if known.weight is not None else next(
+        (t for t in connection.tensors if t is not None), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    spikes, signals = (torch.randint(0, 2, (1, *shape), generator=generator).to(like)
+                       for shape in (connection.input_shape, connection.output_shape))
+    weight = known.scale * (torch.eye(known.source[0]).to(like).expand(*known.kernel, -1, -1)
+                            if known.weight is None else known.weight)
+    settings = {"stride": known.stride, "padding": known.padding}
+    try:
+        image, back = spikes.view(1, *known.source), signals.view(1, *known.target)
+        if known.spreads:
+            least = F.conv_transpose2d(image, weight.permute(2, 3, 0, 1), **settings)
+            extra = [n - m for n, m in zip(known.target[1:], least.shape[2:])]
+            found = F.conv_transpose2d(image, weight.permute(2, 3, 0, 1), output_padding=extra, **settings)
+            found_back = F.conv2d(back, weight.permute(2, 3, 0, 1), **settings)
+        else:
+            found = F.conv2d(image, weight.permute(3, 2, 0, 1), **settings)
+            least = F.conv_transpose2d(back, weight.permute(3, 2, 0, 1), **settings)
+            extra = [n - m for n, m in zip(known.source[1:], least.shape[2:])]
+            found_back = F.conv_transpose2d(back, weight.permute(3, 2, 0, 1), output_padding=extra, **settings)
+        if connection.bias is not None:
+            found = found + connection.bias.view(-1, 1, 1)
+    except RuntimeError:  # sizes that do not fit
+        return False
+    expected = connection.synapse.current(spikes, connection.weight, connection.bias, connection.output_shape)
+    expected_back = connection.transpose(signals)
+    return (_close(found, expected, known.target) and _close(found_back, expected_back, known.source)
+            and (connection.bias is None or connection.bias.shape == known.target[:1]))
+
+
+def _close(found: Tensor, expected: Tensor, shape: Shape) -> bool:
+    """Equality up to the order of sums."""
+    size = expected.abs().max().clamp(min=1e-30)
+    return found.shape[1:] == shape and bool(((found - expected.view_as(found)).abs() <= 1e-4 * size).all())

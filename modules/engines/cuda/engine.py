@@ -9,33 +9,23 @@ Precisions, in which the products of spikes and weights are formed; everything e
     bf16x2   weights as the sum of two bfloat16 numbers, some 17 bits: spikes are exact in bfloat16
     bf16     weights rounded to 8 bits
 """
+import functools
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from modules.circuit import Circuit
-from modules.engines import dense
-from modules.engines.interface import BackwardResult, ForwardResult, unable
-from modules.engines.ring import Outcome, Ring, backward, forward
-from modules.engines.routes import supports
-
-try:
-    from modules.engines.cuda.chain import Chain
-    from modules.engines.cuda.loop import Simulation
-except ImportError:  # there is no Triton on this platform
-    Simulation = None
+from modules.engines.ring import Outcome, Ring, RingEngine
 
 PRECISIONS = ("fp32", "tf32", "bf16x2", "bf16")
 # Shapes that stay allocated: both phases of training on whole and on last batches, and of evaluation on both.
 KEPT = 8
 
 
-class CudaEngine:
-    """The engine in one precision; see :class:`modules.engines.Engine` for its two functions.
+class CudaEngine(RingEngine):
+    """The engine for GPUs in one precision.
 
     Args:
         precision: one of ``PRECISIONS``.
@@ -46,25 +36,23 @@ class CudaEngine:
         if precision not in PRECISIONS:
             raise ValueError(f"there is no precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
         self.precision, self.skip = precision, skip
-        self._simulations: OrderedDict[tuple, Simulation] = OrderedDict()
+        self.name = f"cuda:{precision}" + ("" if skip else ":whole")
+        self._simulations: OrderedDict[tuple, object] = OrderedDict()
 
-    @torch.no_grad()
-    def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
-        """The forward network."""
-        if not _runs(circuit, x):
-            return dense.simulate_forward(circuit, x)
-        return forward(circuit, x, partial(self._simulate, skip=False))
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """See :class:`modules.engines.ring.RingEngine`."""
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return f"it is for GPUs, and the network is on '{device.type}'"
+        if dtype != torch.float32:
+            return f"it computes in float32, not in {dtype}"
+        return missing()
 
-    @torch.no_grad()
-    def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-        """The backward network."""
-        if not _runs(circuit, gradient):
-            return dense.simulate_backward(circuit, gradient, masks)
-        return backward(circuit, gradient, masks, partial(self._simulate, skip=self.skip))
+    def simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
+        """See :class:`modules.engines.ring.RingEngine`."""
+        from modules.engines.cuda.chain import Chain
+        from modules.engines.cuda.loop import Simulation
 
-    def _simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool,
-                  skip: bool) -> Outcome:
-        """See :class:`modules.engines.ring.Simulate`."""
+        skip = self.skip and ring.ternary  # forward, hardly any layer is ever silent
         key = (_signature(ring), like.device, counts, skip)
         if key not in self._simulations:
             kind = Chain if ring.routes[0] is None else Simulation
@@ -78,26 +66,19 @@ class CudaEngine:
         return CudaEngine(self.precision, skip=self.skip)  # a graph cannot be copied, and need not be
 
     def __getstate__(self) -> dict:
-        return {"precision": self.precision, "skip": self.skip, "_simulations": OrderedDict()}
+        return {**vars(self), "_simulations": OrderedDict()}
 
 
-def available(device: torch.device) -> bool:
-    """Whether this engine can run on ``device``: a GPU, or a CPU under Triton's interpreter."""
-    return Simulation is not None and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
-
-
-def _runs(circuit: Circuit, x: Tensor) -> bool:
-    """Whether this circuit can be simulated here; warns once for each reason why not."""
-    strange = [c.synapse for c in circuit.connections[1:] if not supports(c)]
-    if Simulation is None:
-        return unable("cuda", "Triton is not installed")
-    if not available(x.device):
-        return unable("cuda", f"it is for GPUs, and the network is on '{x.device.type}'")
-    if x.dtype != torch.float32:
-        return unable("cuda", f"it computes in float32, not in {x.dtype}")
-    if not x.numel():
-        return False
-    return not strange or unable("cuda", f"it does not know synapses of type {type(strange[0]).__name__}")
+@functools.cache
+def missing() -> str | None:
+    """Why Triton's kernels cannot be had, in words, or None; Triton is imported at first use."""
+    try:
+        from modules.engines.cuda import chain  # noqa: F401
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # whatever an installation that does not fit stumbles over
+        return f"Triton is installed but cannot be used ({type(error).__name__}: {error})"
+    return None
 
 
 def _signature(ring: Ring) -> tuple:

@@ -75,9 +75,9 @@ class Simulation:
         for current in currents:
             frames = len(current)
             length = steps if frames == 1 and done == 0 else frames
-            buffer = self.currents.setdefault(frames, torch.empty(
-                (frames, *self.potentials[0].shape), device=self.device))
-            buffer.copy_(_channels_last(current.flatten(0, 1)).unflatten(0, current.shape[:2]))
+            if frames not in self.currents:
+                self.currents[frames] = torch.empty((frames, *self.potentials[0].shape), device=self.device)
+            self.currents[frames].copy_(_channels_last(current.flatten(0, 1)).unflatten(0, current.shape[:2]))
             loop = self._loop(frames, length, done % 2, fresh)
             if fresh:
                 self._rest()

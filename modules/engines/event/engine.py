@@ -4,6 +4,7 @@ It lays a circuit out as a ring of layers (:mod:`modules.engines.event.kernels`)
 in compiled loops, a few samples after another on each thread. A layer whose source spikes so often that the gathering
 of rows would cost more than a product of whole tensors gets that product, decided from the spikes of the steps before.
 """
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules.circuit import Circuit
-from modules.engines import dense
 from modules.engines.event import costs
-from modules.engines.interface import BackwardResult, ForwardResult, unable
-from modules.engines.ring import Outcome, Ring, backward, forward
-from modules.engines.routes import WIDTHS, as_image, blocks, padded, supports
+from modules.engines.ring import Outcome, Ring, RingEngine
+from modules.engines.routes import WIDTHS, as_image, blocks, padded
 from modules.synapses import Shape, layout
-
-try:
-    from modules.engines.event import kernels
-except ImportError:  # numba is not installed
-    kernels = None
 
 # Turns of each thread between two meetings: enough for one to take over what another has no time for.
 TURNS = 2
@@ -35,70 +28,60 @@ TURNS = 2
 FIRST_SEGMENT, SEGMENT = 1, 32
 
 
-@torch.no_grad()
-def simulate_forward(circuit: Circuit, x: Tensor) -> ForwardResult:
-    """The forward network, see :class:`modules.engines.Engine`."""
-    return forward(circuit, x, simulate) if _runs(circuit, x) else dense.simulate_forward(circuit, x)
+class EventEngine(RingEngine):
+    """The engine for CPUs."""
+
+    name = "event"
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """See :class:`modules.engines.ring.RingEngine`."""
+        if device.type != "cpu":
+            return f"it is for CPUs, and the network is on '{device.type}'"
+        if dtype not in (torch.float32, torch.float64):
+            return f"it computes in float32 or float64, not in {dtype}"
+        return missing()
+
+    def simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
+        """See :class:`modules.engines.ring.RingEngine`."""
+        batch = len(ring.gates[0])
+        plan = lay_out(ring, like)
+        state = at_rest(plan, steps, counts)
+        weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.traces.dtype)
+        products, together = frozenset(), 1  # the layers that get a dense product; samples that take a step together
+        step, sent = 0, np.zeros(len(ring.shapes))
+        with Team(lambda: scratch(ring, plan, min(batch, costs.TOGETHER))) as team:
+            for current in currents:
+                static = len(current) == 1 and step == 0 and steps > 1
+                pixels = _pixels(current.flatten(0, 1), plan.layers[0]).unflatten(0, current.shape[:2])
+                first, last = step, steps if static else step + len(current)
+                while step < last:
+                    after = min(last, step + min(max(step, FIRST_SEGMENT), SEGMENT))
+                    own = pixels if static else pixels[step - first:after - first]
+                    work = partial(advance, ring, plan, state, steps=range(step, after), weights=weights, current=own,
+                                   products=products, together=together)
+                    team.share(work, chunks(batch, costs.TOGETHER if products else together))
+                    total = state.sent.reshape(batch, len(ring.shapes)).sum(0)
+                    mean = (total - sent) / (after - step) / max(batch, 1)
+                    products, together = costs.dense_layers(ring, mean), costs.companions(ring, mean)
+                    step, sent = after, total
+        traces = _layers_of(ring, plan, state.traces, like)
+        numbers = _layers_of(ring, plan, state.counts, like) if counts else traces
+        fired = torch.from_numpy(state.fired.reshape(batch, len(ring.shapes)).sum(0)).double()
+        return Outcome(traces=traces, counts=numbers, fired=fired)
 
 
-@torch.no_grad()
-def simulate_backward(circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-    """The backward network, see :class:`modules.engines.Engine`."""
-    if not _runs(circuit, gradient):
-        return dense.simulate_backward(circuit, gradient, masks)
-    return backward(circuit, gradient, masks, simulate)
-
-
-def available() -> bool:
-    """Whether this engine can run at all."""
-    return kernels is not None
-
-
-def _runs(circuit: Circuit, x: Tensor) -> bool:
-    """Whether the events of this circuit can be simulated here; warns once for each reason why not."""
-    strange = [c.synapse for c in circuit.connections[1:] if not supports(c)]
-    if kernels is None:
-        return unable("event", "numba is not installed")
-    if x.device.type != "cpu":
-        return unable("event", f"it is for CPUs, and the network is on '{x.device.type}'")
-    if x.dtype not in (torch.float32, torch.float64):
-        return unable("event", f"it computes in float32 or float64, not in {x.dtype}")
-    return not strange or unable("event", f"it does not know synapses of type {type(strange[0]).__name__}")
-
-
-def simulate(ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
-    """Simulate a ring.
-
-    Args:
-        currents: into the first layer, tensors ``(frames, batch, *shape)`` for successive steps, or one with a single
-            frame for all.
-        steps: their number; like: a tensor of the type to compute in; counts: count spikes besides the traces.
-    """
-    batch = len(ring.gates[0])
-    plan = lay_out(ring, like)
-    state = at_rest(plan, steps, counts)
-    weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.traces.dtype)
-    products, together = frozenset(), 1  # the layers that get a dense product; samples that take a step together
-    step, sent = 0, np.zeros(len(ring.shapes))
-    with Team(lambda: scratch(ring, plan, min(batch, costs.TOGETHER))) as team:
-        for current in currents:
-            static = len(current) == 1 and step == 0 and steps > 1
-            pixels = _pixels(current.flatten(0, 1), plan.layers[0]).unflatten(0, current.shape[:2])
-            first, last = step, steps if static else step + len(current)
-            while step < last:
-                after = min(last, step + min(max(step, FIRST_SEGMENT), SEGMENT))
-                own = pixels if static else pixels[step - first:after - first]
-                work = partial(advance, ring, plan, state, steps=range(step, after), weights=weights, current=own,
-                               products=products, together=together)
-                team.share(work, chunks(batch, costs.TOGETHER if products else together))
-                total = state.sent.reshape(batch, len(ring.shapes)).sum(0)
-                mean = (total - sent) / (after - step) / max(batch, 1)
-                products, together = costs.dense_layers(ring, mean), costs.companions(ring, mean)
-                step, sent = after, total
-    traces = _layers_of(ring, plan, state.traces, like)
-    numbers = _layers_of(ring, plan, state.counts, like) if counts else traces
-    fired = torch.from_numpy(state.fired.reshape(batch, len(ring.shapes)).sum(0)).double()
-    return Outcome(traces=traces, counts=numbers, fired=fired)
+@functools.cache
+def missing() -> str | None:
+    """Why the compiled loops cannot be had, in words, or None. They are compiled at first use, and Numba is imported
+    then."""
+    global kernels
+    try:
+        from modules.engines.event import kernels
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # whatever an installation that does not fit stumbles over
+        return f"Numba is installed but cannot be used ({type(error).__name__}: {error})"
+    return None
 
 
 class Team:

@@ -1,0 +1,72 @@
+"""IDE: the exact implicit gradient, solved for in floats (Xiao et al., NeurIPS 2021, arXiv 2109.14247).
+
+The published method finds the root by Broyden's method. Here the ring is swept from the last layer to the first, as
+the backward network does it, with values in place of spikes: the first sweep is exact where there is no feedback, and
+each further one takes one more turn through the feedback, which norm restriction makes a contraction.
+"""
+import torch
+from torch import Tensor
+
+from modules.circuit import Circuit
+from modules.engines import Engine
+from modules.implicit import ImplicitGradient, SpikeStatistics
+from modules.notices import warn_once
+
+# Sweeps between two looks at the residual: each look waits for the device, which on a CPU costs nothing.
+INTERVAL = {"cpu": 1, "cuda": 4}
+# A change that has grown so much over the least one will not come down again: the feedback is no contraction.
+GROWTH = 1e3
+
+
+class IDE(ImplicitGradient):
+    """Sweeps until they change ``beta`` by less than ``circuit.tolerance``, at most ``circuit.max_sweeps`` of them."""
+
+    @classmethod
+    def solve(cls, circuit: Circuit, engine: Engine, gradient: Tensor, masks: list[Tensor],
+              statistics: SpikeStatistics | None) -> list[Tensor]:
+        """``beta`` in floats. Where sweeps do not converge, the iterate that changed least, and one warning."""
+        gates = [c.gate(mask / circuit.neuron.quantum)
+                 for c, mask in zip(circuit.connections, circuit.targets(masks))]
+        betas, sweeps, residual = sweep(circuit, gradient, gates), 1, 0.0
+        if circuit.feedback is not None:
+            best, least, residual = betas, torch.inf, torch.inf
+            while sweeps < circuit.max_sweeps:
+                for _ in range(min(INTERVAL.get(gradient.device.type, 1), circuit.max_sweeps - sweeps)):
+                    before, betas = betas, sweep(circuit, gradient, gates, betas[0])
+                    sweeps += 1
+                change, size = _norms(betas, before)
+                if not change <= GROWTH * least:  # grown, or no longer a number
+                    break
+                if change <= least:
+                    best, least, residual = betas, change, change / size if size else 0.0
+                if residual <= circuit.tolerance:
+                    break
+            betas = best
+            if residual > circuit.tolerance:
+                warn_once("ide", sentence=
+                          f"the implicit gradient did not converge: after {sweeps} sweeps the least change of "
+                          f"one was {residual:.2g} of its size, not {circuit.tolerance:g}, and that iterate is used; "
+                          "restrict the feedback synapse's norm (max_norm), or allow more sweeps or a larger tolerance")
+        if statistics is not None:
+            statistics.sweeps, statistics.residual = gradient.new_tensor(sweeps), gradient.new_tensor(residual)
+        return betas
+
+
+def sweep(circuit: Circuit, gradient: Tensor, gates: list[Tensor], first: Tensor | None = None) -> list[Tensor]:
+    """One turn from the last layer to the first: ``beta_{N-1} = g + F^T (m_0 beta_0) / kappa``, ``beta_{l-1} = W_l^T
+    (m_l beta_l) / kappa``.
+
+    Args:
+        gradient: ``g``; gates: ``m / kappa`` and dropout, per connection; first: ``beta_0`` of the turn before, if any.
+    """
+    current = gradient if first is None else gradient + circuit.feedback.transpose(first * gates[-1])
+    betas = [current]
+    for layer in range(len(circuit.feedforward) - 1, 0, -1):
+        betas.append(circuit.feedforward[layer].transpose(betas[-1] * gates[layer]))
+    return betas[::-1]
+
+
+def _norms(betas: list[Tensor], before: list[Tensor]) -> list[float]:
+    """Euclidean norms, over all layers, of a change and of what it led to; waits for the device once."""
+    change = sum((a - b).square().sum() for a, b in zip(betas, before))
+    return torch.stack([change, sum(a.square().sum() for a in betas)]).sqrt().tolist()
