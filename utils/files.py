@@ -7,8 +7,10 @@ import errno
 import fcntl
 import json
 import os
+import random
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,11 +73,11 @@ def remove_leftovers(folder: Path) -> None:
 class FolderLock:
     """Exclusive use of a folder, among all threads, processes and hosts that ask for it in this way.
 
-    ``with FolderLock(folder): ...`` holds it; asking again meanwhile waits for oneself. A file lock guards it, which
-    ends with its process. Where the file system has none, numbered files do, each of which it creates only once: the
-    newest names the owner. On the same machine his process shows whether he is alive. From another machine his touches
-    of the file do, so that one who cannot touch it for a minute loses the folder. Of several who find him gone, one
-    creates the next file.
+    ``with FolderLock(folder): ...`` holds it; asking again meanwhile waits for oneself. A file lock on ``.lock`` guards
+    it, which ends with its process. Where the file system has none, each who wants the folder puts a file of his own
+    there that names him, and has the folder if he finds no other of somebody alive, neither before nor after. On the
+    same machine the process shows whether he is alive. From another machine his touches of the file do, so that one
+    who cannot touch it for a minute loses the folder. A lock that is given back leaves no file.
 
     Args:
         folder: exists; wait: until it is free, where one would else refuse.
@@ -89,24 +91,24 @@ class FolderLock:
 
     def __init__(self, folder: str | Path, *, wait: bool = True) -> None:
         self.folder, self.wait = Path(folder), wait
-        self._owner = "another process"
-        self._touched: tuple[Path, int, float] | None = None  # a foreign owner's file, its time, and when that was new
-        self._descriptor: int | None = None
+        self._held: Path | None = None  # the file by which we have the folder
+        self._descriptor: int | None = None  # of that file, if it is locked
         self._released = threading.Event()
+        self._owner = "another process"
+        self._touches: dict[Path, tuple[int, float]] = {}  # of files from other machines: time, and when that was new
 
     def __enter__(self) -> Self:
-        os.register_at_fork(after_in_child=self._close)  # a forked child would hold the lock beyond our end
-        start, told = time.monotonic(), False
-        self._released.clear()
+        os.register_at_fork(after_in_child=self._forget)
+        start, told, chance = time.monotonic(), False, random.SystemRandom()  # the run's own generator stays as it is
         try:
             while not (taken := self._take()):
                 if taken is False and not self.wait:
-                    raise UserError(f"{self.folder} is in use by {self._owner}: wait until that ends, end "
-                                    f"it, or choose another folder")
+                    raise UserError(f"{self.folder} is in use by {self._owner}: wait until that ends, end it, or "
+                                    f"choose another folder")
                 if not told and time.monotonic() - start > 1:
                     told = True
                     say(f"waiting for {self._owner}, which uses {self.folder}")
-                time.sleep(self.POLL)
+                time.sleep(self.POLL * chance.uniform(0.5, 1.5))
         except BaseException:
             self.__exit__()
             raise
@@ -114,107 +116,106 @@ class FolderLock:
 
     def __exit__(self, *_: object) -> None:
         self._released.set()
-        if self._descriptor is not None:
-            with suppress(OSError):  # what was done under the lock is done, whether or not its end can be written
-                self._write(None)
-            self._close()
+        if self._held is not None:
+            self._held.unlink(missing_ok=True)
+        self._forget()
 
     def _take(self) -> bool | None:
         """Whether this one holds the folder now; None where one cannot say yet."""
-        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        path = self.folder / ".lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False if self._read(path) else None
         except OSError as error:
             os.close(descriptor)
-            if error.errno in (*UNKNOWN, errno.ENOLCK):
-                return self._take_numbered()
-            if not isinstance(error, BlockingIOError):
+            if error.errno not in (*UNKNOWN, errno.ENOLCK):
                 raise
-            self._read(self.folder / ".lock")
-            return False
-        self._descriptor = descriptor
-        self._write(Process.this())
+            path.unlink(missing_ok=True)
+            return self._take_without_locks()
+        if not (path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())):
+            os.close(descriptor)  # its owner gave it back, and took the file away, while we opened it
+            return None
+        self._held, self._descriptor = path, descriptor
+        with suppress(OSError):  # the name of the owner is for people; a full disk must not keep him out
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, _signature())
+            os.fsync(descriptor)
         return True
 
-    def _take_numbered(self) -> bool | None:
-        """The same without file locks."""
-        numbers = self._numbers()
-        if numbers and (in_use := self._in_use(self._numbered(max(numbers)))) is not False:
-            return False if in_use else None
-        own = max(numbers, default=0) + 1
-        try:
-            self._descriptor = os.open(self._numbered(own), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:  # somebody was faster
+    def _take_without_locks(self) -> bool | None:
+        """The same where there are no file locks."""
+        others = self._others()
+        answers = [self._in_use(path) for path in others]
+        if True in answers or None in answers:
+            return False if True in answers else None
+        self._held = self.folder / f".lock.{uuid.uuid4().hex}"
+        self._held.write_bytes(_signature())
+        if set(self._others()) - {*others, self._held}:  # another came meanwhile: both go, and come back by chance
+            self._held.unlink()
+            self._held = None
             return None
-        self._write(Process.this())
-        if max(self._numbers()) > own:  # somebody had that number, and gave it up, while we were looking
-            self._close()
-            self._numbered(own).unlink()
-            return None
-        for number in numbers:
-            self._numbered(number).unlink(missing_ok=True)
-        threading.Thread(target=self._keep_touching, args=(self._numbered(own),), daemon=True).start()
+        for path in others:
+            path.unlink(missing_ok=True)
+        self._released = threading.Event()
+        threading.Thread(target=self._keep_touching, args=(self._held, self._released), daemon=True).start()
         return True
+
+    def _others(self) -> list[Path]:
+        return [self.folder / name for name in os.listdir(self.folder) if name.startswith(".lock.")]
 
     def _in_use(self, path: Path) -> bool | None:
-        """Whether the owner that a numbered file names is alive; None where one cannot say yet."""
+        """Whether the owner of a file is alive; None where one cannot say yet."""
+        found = self._read(path)
+        if found is None:
+            return False
+        owner, touched = found
+        alive = owner.alive() if owner else None
+        if alive is not None:
+            return alive
+        before, since = self._touches.setdefault(path, (touched, time.monotonic()))
+        if before != touched:
+            self._touches[path] = touched, time.monotonic()
+            return True
+        return False if time.monotonic() - since > self.SILENCE else None
+
+    def _read(self, path: Path) -> tuple[Process | None, int] | None:
+        """The owner that a file names, if it says so yet, and when it was touched; None if there is no such file."""
         try:
-            owner, free, touched = self._read(path)
+            with open(path, "rb") as file:  # opened anew each time, which makes a network file system ask its server
+                contents, touched = file.read(), os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return None
-        if free:
-            return False
-        alive = owner.alive() if owner else None
-        if alive is None:
-            before, now = self._touched, time.monotonic()
-            if before is None or before[:2] != (path, touched):
-                self._touched = path, touched, now
-                alive = True if before is not None and before[0] == path else None
-            elif now - before[2] > self.SILENCE:
-                alive = False
-        return alive
+        try:
+            owner = Process(*json.loads(contents))
+        except (ValueError, TypeError):  # its writer has not finished, or never will
+            return None, touched
+        self._owner = f"process {owner.pid} on {owner.host}"
+        return owner, touched
 
-    def _keep_touching(self, path: Path) -> None:
-        while not self._released.wait(self.BEAT):
+    def _keep_touching(self, path: Path, released: threading.Event) -> None:
+        while not released.wait(self.BEAT):
             try:
                 os.utime(path)
             except FileNotFoundError:
-                say(f"WARNING: {self.folder} was taken over by another process, as this one could not be seen to be "
-                    f"alive: stop one of them")
+                if not released.is_set():
+                    say(f"WARNING: {self.folder} was taken over by another process, which could not see that this one "
+                        f"is alive: stop one of them")
                 return
             except OSError:
                 continue  # a file system that does not answer may do so later
 
-    def _numbers(self) -> list[int]:
-        names = (name.removeprefix(".lock.") for name in os.listdir(self.folder) if name.startswith(".lock."))
-        return [int(name) for name in names if name.isdecimal()]
-
-    def _numbered(self, number: int) -> Path:
-        return self.folder / f".lock.{number}"
-
-    def _read(self, path: Path) -> tuple[Process | None, bool, int]:
-        """Who a file names, if it is anybody; whether it says that the folder is free; and when it was touched."""
-        with open(path, "rb") as file:  # opened anew each time, which makes a network file system ask its server
-            contents, touched = file.read(), os.fstat(file.fileno()).st_mtime_ns
-        try:
-            record = json.loads(contents)
-            owner = Process(*record) if record is not None else None
-        except (ValueError, TypeError):  # its writer has not finished, or never will
-            return None, False, touched
-        if owner is not None:
-            self._owner = f"process {owner.pid} on {owner.host}"
-        return owner, record is None, touched
-
-    def _write(self, owner: Process | None) -> None:
-        record = json.dumps(owner).encode()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, record, 0)
-        os.fsync(self._descriptor)
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
+    def _forget(self) -> None:
+        """Close the file; so must a forked child, which would hold the lock beyond its parent's end."""
+        descriptor, self._held, self._descriptor = self._descriptor, None, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _signature() -> bytes:
+    return json.dumps(Process.this()).encode()
 
 
 def open_folder(folder: Path, *, fresh: bool) -> None:
