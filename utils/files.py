@@ -64,6 +64,22 @@ def write_atomically(path: Path, contents: bytes) -> None:
         file.write(contents)
 
 
+def expand(path: str | Path) -> Path:
+    """The path, with ``~`` replaced by the home folder; whatever takes a path from a user calls this once."""
+    return Path(os.path.expanduser(path))
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder, unless it is there, and try whether it can be written.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / ".writable", b"")
+    (folder / ".writable").unlink()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed writer left beside its targets; nobody else may be writing to ``folder``."""
     for part in folder.glob(".*.part"):

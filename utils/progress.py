@@ -62,9 +62,10 @@ class Progress:
         if self.terminal:
             self.bar.set_postfix_str(results)
             return
-        done, total = ((tqdm.format_sizeof(number or 0) if self.unit == "B" else number)
-                       for number in (self.done, self.total))
-        say(f"{self.label}, {self.unit} {done}{f'/{total}' if self.total else ''}{f': {results}' if results else ''}")
+        numbers = [number for number in (self.done, self.total) if number is not None]
+        share = "/".join(tqdm.format_sizeof(n, "B") if self.unit == "B" else str(n) for n in numbers)
+        unit = "" if self.unit == "B" else f"{self.unit} "
+        say(f"{self.label}, {unit}{share}" + (f": {results}" if results else ""))
 
 
 def follow(items: Iterable[T], *, label: str, total: int, unit: str, **settings: Any) -> Iterator[T]:
