@@ -32,7 +32,7 @@ LENET = {"time_step_back": 100, "scale_factor": 100.0, "epochs": 60, "schedule":
          "drop": 0.5}
 DIGITS = {**LENET, "train_batch": 32, "scale_factor": 25.0, "epochs": 16, "schedule": [11], "workers": 0}
 EVENTS = {"time_step_back": 250, "scale_factor": 400.0, "epochs": 70, "schedule": [50], "lr": 0.05, "warmup": 0,
-          "drop": 0.0, "data_len": 30, "frames": "reference"}
+          "drop": 0.0, "data_len": 30, "frames": "reference", "frames_path": None}
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ Each process computes the gradients of its share of a batch. The backward networ
 must not depend on how many processes there are: losses are divided by the size of the whole batch, and gradients are
 summed over processes, where PyTorch's default would average them.
 """
-import ctypes
 import os
 import signal
 import sys
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.meters import Meters
+from utils.processes import at_end_of_parent
 
 # How long a process waits for the others. Rank 0 may have a data set to download and convert meanwhile; a process that
 # died is noticed at once, whatever this is.
 PATIENCE = timedelta(hours=12)
-PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 @dataclass
@@ -125,7 +124,8 @@ def join() -> World:
     """
     if not _launched() or int(os.environ["WORLD_SIZE"]) == 1:
         return World()
-    _die_with_parent()
+    # Killed, a launcher leaves its processes behind: they save and stop as if it had asked them to.
+    at_end_of_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         # After a restart the launcher's store still holds the addresses of the processes before. Across machines its
@@ -158,9 +158,3 @@ def lost_another(error: Exception) -> bool:
 
 def _launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def _die_with_parent() -> None:
-    """Receive SIGTERM, so save and stop, when the launcher is killed, instead of training on unattended (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)

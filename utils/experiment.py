@@ -74,7 +74,8 @@ class Experiment:
     def loaders(self, args: Arguments, *, seed: int, pin_memory: bool = False,
                 world: World = World()) -> tuple[DataLoader, DataLoader]:
         """Loaders of training and test data, see :func:`utils.loading.make_loaders`."""
-        with mistakes.about(args.path):
+        given = [getattr(args, name) for name, flag in self._parser().flags.items() if flag.type is cli.path]
+        with mistakes.about(*filter(None, given)):
             train, test, transform = self.build_data(args)
         return make_loaders(train, test, args, transform=transform, seed=seed, pin_memory=pin_memory, rank=world.rank,
                             ranks=world.size)
