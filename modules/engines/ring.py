@@ -52,6 +52,11 @@ class Ring:
         """Whether neurons fire spikes of both signs, as those of the backward network do."""
         return self.lower > -float("inf")
 
+    @property
+    def closed(self) -> bool:
+        """Whether the last layer leads back to the first; layers that form a chain may take many steps in turn."""
+        return self.routes[0] is not None
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -18,10 +18,10 @@ from modules import synapses
 from modules.circuit import Connection
 from modules.synapses import Shape
 
-WIDTHS = (16, 32, 64)  # channels of a pixel that kernels handle together
+WIDTHS = (16, 32, 48, 64)  # channels of a pixel that kernels handle together
 
 
-def padded(channels: int, block: int) -> int:
+def padded(channels: int, block: int = WIDTHS[-1]) -> int:
     """``channels`` rounded up to blocks of width ``block`` and at most one narrower one."""
     whole, rest = divmod(channels, block)
     return whole * block + min(width for width in (0, *WIDTHS) if rest <= width)
@@ -64,11 +64,6 @@ class Route:
         return 0 if self.weight is None else math.prod(self.kernel) * self.source[0]
 
     @property
-    def block(self) -> int:
-        """How many channels of the target are handled together; pooling, spike by spike, takes the narrowest blocks."""
-        return WIDTHS[0 if self.weight is None else -1]
-
-    @property
     def _column(self) -> int:
         """Number of rows of weights for one tap."""
         return 0 if self.weight is None else self.source[0]
@@ -81,7 +76,7 @@ class Route:
     def write_weights(self, rows: Tensor) -> None:
         """Write all rows, block by block, scaled, padded with zeros, to a flat tensor ``(rows * padded channels,)``."""
         begin = 0
-        for first, width in blocks(padded(self.target[0], self.block), self.block):
+        for first, width in blocks(padded(self.target[0]), WIDTHS[-1]):
             own = self.weight[..., first:first + width]
             block = rows[begin:begin + self.rows * width].view(*own.shape[:3], width)
             torch.mul(own, self.scale, out=block[..., :own.shape[-1]])

@@ -3,6 +3,7 @@ import numpy as np
 import torch
 
 from modules.engines.ring import Ring
+from modules.engines.routes import Route
 
 # Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value of a gathered
 # row of weights, by the bytes of all rows, as these fit in the third cache or not; for a multiplication in a product of
@@ -13,27 +14,29 @@ MULTIPLIED, MOVED = 0.017, 2.0
 TOGETHER = 16
 
 
-def gathered(ring: Ring, sent: np.ndarray) -> dict[int, float]:
-    """Values of weights that a step gathers for one sample, by layer.
+def break_even(route: Route) -> float:
+    """Spikes in a step of one sample from which on a dense product costs less than the gathering of rows."""
+    if route.weight is None:
+        return float("inf")
+    size = route.weight.numel() * route.weight.element_size()
+    units = torch.Size(route.source).numel() + torch.Size(route.target).numel()
+    value = next(cost for limit, cost in GATHERED if size <= limit)
+    return (route.multiplications * MULTIPLIED + units * MOVED) / (reached(route) * value)
+
+
+def reached(route: Route) -> float:
+    """Units that a spike reaches, on average: values of weights that it takes to gather."""
+    return route.multiplications / torch.Size(route.source).numel()
+
+
+def dense_layers(ring: Ring, sent: np.ndarray) -> frozenset[int]:
+    """The layers for which a dense product costs less than the gathering of rows.
 
     Args:
         sent: spikes that each layer sends on in a step of one sample.
     """
-    return {layer: sent[layer - 1] * route.multiplications / torch.Size(route.source).numel()
-            for layer, route in enumerate(ring.routes) if route is not None and route.weight is not None}
-
-
-def dense_layers(ring: Ring, sent: np.ndarray) -> frozenset[int]:
-    """The layers for which a dense product costs less than the gathering of rows; ``sent`` as in :func:`gathered`."""
-    chosen = set()
-    for layer, values in gathered(ring, sent).items():
-        route = ring.routes[layer]
-        size = route.weight.numel() * route.weight.element_size()
-        units = torch.Size(route.source).numel() + torch.Size(route.target).numel()
-        value = next(cost for limit, cost in GATHERED if size <= limit)
-        if values * value > route.multiplications * MULTIPLIED + units * MOVED:
-            chosen.add(layer)
-    return frozenset(chosen)
+    return frozenset(layer for layer, route in enumerate(ring.routes)
+                     if route is not None and sent[layer - 1] > break_even(route))
 
 
 def companions(ring: Ring, sent: np.ndarray) -> int:
@@ -41,5 +44,6 @@ def companions(ring: Ring, sent: np.ndarray) -> int:
 
     A sample alone for all steps keeps its potentials in a cache instead, which is better where it uses few of them.
     """
-    values = gathered(ring, sent)
-    return TOGETHER if sum(values.values()) > sum(ring.routes[layer].weight.numel() for layer in values) else 1
+    weighted = [(sent[layer - 1], route) for layer, route in enumerate(ring.routes) if route and route.rows]
+    values = sum(spikes * reached(route) for spikes, route in weighted)
+    return TOGETHER if values > sum(route.weight.numel() for _, route in weighted) else 1

@@ -17,7 +17,7 @@ rows of weights of a pixel's list to its potentials, one block of channels after
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 
 from modules.engines.event.lanes import (
     at,
@@ -34,97 +34,31 @@ from modules.engines.event.lanes import (
     store_bits,
     subtract_where,
 )
+from modules.engines.event.layout import (
+    BIAS,
+    BLOCK,
+    CHANNELS,
+    HEIGHT,
+    MASKED,
+    PADDED,
+    POINTERS,
+    POOL,
+    ROOM,
+    SOURCE,
+    SPIKE_COLUMN,
+    SPIKES,
+    UNITS,
+    WEIGHT_ROWS,
+    WEIGHTS,
+    WIDTH,
+    WINDOW_COLUMNS,
+    WINDOW_ROWS,
+    WORD,
+    WORDS,
+)
 
 # No reference counts, which threads would contend for: the loops allocate nothing.
-OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
-ROOM = 16  # numbers behind lists, as they are read and written in whole vectors
-WORD = 64  # bits in which the spikes of a pixel are handled together
-
-# What is known of a layer: indices of the columns of Plan.layers.
-(HEIGHT, WIDTH, CHANNELS, PADDED, BLOCK,  # its image; channels with padding, and of one block
- UNITS, SPIKES, POINTERS, WORDS,  # where its units, lists, pointers, words begin among a sample's
- SPIKE_COLUMN,  # what a spike's number grows by from column to column
- SOURCE, WEIGHTS, WEIGHT_ROWS, BIAS,  # source layer or -1; where weights and bias (or -1) begin; rows of weights
- POOL, MASKED,  # kinds of route
- WINDOW_ROWS, WINDOW_COLUMNS,  # where the windows of its route begin
- COLUMNS) = range(19)
-
-
-class Plan(NamedTuple):
-    """What stays the same from call to call.
-
-    Attributes:
-        layers: ``(layers, COLUMNS)``, int64.
-        weights, bias: of all routes; row_begins, row_windows, column_windows: of all routes, see ``Route``.
-        pool: factor of a pooling route, per layer.
-        gate: uint8, a bit for each unit, ``(batch * words * 8)``; where 0, a spike is counted but not sent.
-        keep: ``(batch * units)``, factor on what reaches the first layer by the closing route, or empty.
-        upper, lower, quantum, leak: of the neurons; ``lower`` is -inf for neurons that fire one sign only.
-        batch: number of samples; units, spikes, pointers, words: of one sample in the arrays.
-    """
-
-    layers: np.ndarray
-    weights: np.ndarray
-    bias: np.ndarray
-    row_begins: np.ndarray
-    row_windows: np.ndarray
-    column_windows: np.ndarray
-    pool: np.ndarray
-    gate: np.ndarray
-    keep: np.ndarray
-    upper: np.floating
-    lower: np.floating
-    quantum: np.floating
-    leak: np.floating
-    batch: int
-    units: int
-    spikes: int
-    pointers: int
-    words: int
-
-
-class State(NamedTuple):
-    """What changes from step to step, for all samples.
-
-    Attributes:
-        potentials: ``(batch * units)``, of each layer block by block of channels, ``(pixels, channels of the block)``.
-        traces: likewise, weighted sums of spikes, whole numbers where they do not leak; counts: likewise, numbers of
-            spikes, or empty where traces are just that.
-        spikes: int32 ``(2, batch * spikes)``, lists of this step and of the one before, and some room behind them;
-            pointers: int32, likewise.
-        dense: spikes as -1, 0 and 1 of the layers that write them so, ``(batch, pixels, padded channels)`` of one layer
-            behind another.
-        waiting: uint8 ``(batch * layers)``, whether a unit of the layer is still beyond a threshold.
-        fired, sent: int64 ``(batch * layers)``, numbers of spikes so far, and of those that passed the gate.
-    """
-
-    potentials: np.ndarray
-    traces: np.ndarray
-    counts: np.ndarray
-    spikes: np.ndarray
-    pointers: np.ndarray
-    dense: np.ndarray
-    waiting: np.ndarray
-    fired: np.ndarray
-    sent: np.ndarray
-
-
-class Scratch(NamedTuple):
-    """What one thread needs for one step of one layer of some samples.
-
-    Attributes:
-        visits: int64 ``(samples * pixels * 4)``, for each pixel that changes its number, and where in ``rows`` the
-            spikes that reach it begin, where the negative ones do, and where they end.
-        begins: int64 ``(samples + 1)``, where the visits of each sample begin.
-        rows: int32, the rows of weights of spikes, as numbers.
-        up, down: uint8, bits of the units that fire, laid out as in ``Plan.gate``.
-    """
-
-    visits: np.ndarray
-    begins: np.ndarray
-    rows: np.ndarray
-    up: np.ndarray
-    down: np.ndarray
+OPTIONS = {"nogil": True, "cache": bool(config.CACHE_DIR), "error_model": "numpy", "_nrt": False}
 
 
 class Source(NamedTuple):
@@ -309,7 +243,7 @@ def _updates_of(width):
     return update
 
 
-update64, update32, update16 = _updates_of(64), _updates_of(32), _updates_of(16)
+update64, update48, update32, update16 = _updates_of(64), _updates_of(48), _updates_of(32), _updates_of(16)
 
 
 @njit(forceinline=True, **OPTIONS)
@@ -390,6 +324,8 @@ def step_layer(plan, state, scratch, layer, source_layer, writes, samples, step,
             outside = frame if frame < 0 else frame + number * L[HEIGHT] * L[WIDTH] * L[PADDED]
             if width == 64:
                 update64(plan, state, scratch, layer, sample, begin, channel, own, writes, weight, current, outside)
+            elif width == 48:
+                update48(plan, state, scratch, layer, sample, begin, channel, own, writes, weight, current, outside)
             elif width == 32:
                 update32(plan, state, scratch, layer, sample, begin, channel, own, writes, weight, current, outside)
             else:

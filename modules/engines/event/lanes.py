@@ -41,6 +41,12 @@ def _splat(builder, scalar, vector):
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
 
+def _chosen(builder, bits, width):
+    """The lowest ``width`` of 64 bits as what a ``select`` of vectors takes."""
+    bits = builder.trunc(bits, ir.IntType(width)) if width < 64 else bits
+    return builder.bitcast(bits, ir.VectorType(ir.IntType(1), width))
+
+
 @intrinsic(prefer_literal=True)
 def load(typing_context, array, index, width):
     """The vector ``array[index : index + width]``; ``width`` is a constant."""
@@ -144,15 +150,47 @@ at_most = _comparison("<=")
 
 
 @intrinsic
+def meets(typing_context, lanes, bits):
+    """Which lanes, unsigned integers, share a set bit with ``bits``: bit ``j`` of a uint64 for lane ``j``."""
+    def generate(context, builder, signature, arguments):
+        vector, mask = arguments
+        mask = _splat(builder, context.cast(builder, mask, bits, lanes.dtype), vector.type)
+        holds = builder.icmp_unsigned("!=", builder.and_(vector, mask), ir.Constant(vector.type, None))
+        return builder.zext(builder.bitcast(holds, ir.IntType(lanes.width)), ir.IntType(64))
+
+    return types.uint64(lanes, bits), generate
+
+
+@intrinsic
+def either(typing_context, lanes):
+    """The bits that are set in any lane, unsigned integers, as a uint64."""
+    def generate(context, builder, signature, arguments):
+        vector = arguments[0].type
+        kind, name = ir.FunctionType(vector.element, [vector]), f"llvm.vector.reduce.or.v{vector.count}{vector.element}"
+        reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.zext(builder.call(reduce, arguments), ir.IntType(64))
+
+    return types.uint64(lanes), generate
+
+
+@intrinsic
+def only(typing_context, lanes, bits):
+    """``lanes`` where the bit of ``bits`` is set, 0 elsewhere."""
+    def generate(context, builder, signature, arguments):
+        vector, mask = arguments
+        return builder.select(_chosen(builder, mask, lanes.width), vector, ir.Constant(vector.type, None))
+
+    return lanes(lanes, types.uint64), generate
+
+
+@intrinsic
 def subtract_where(typing_context, lanes, bits, amount):
     """``lanes`` with ``amount``, made a number of their type, subtracted from those whose bit is set."""
     def generate(context, builder, signature, arguments):
         vector, mask, scalar = arguments
-        chosen = builder.trunc(mask, ir.IntType(lanes.width)) if lanes.width < 64 else mask
-        chosen = builder.bitcast(chosen, ir.VectorType(ir.IntType(1), lanes.width))
         scalar = _splat(builder, context.cast(builder, scalar, amount, lanes.dtype), vector.type)
         lowered = (builder.fsub if isinstance(lanes.dtype, types.Float) else builder.sub)(vector, scalar)
-        return builder.select(chosen, lowered, vector)
+        return builder.select(_chosen(builder, mask, lanes.width), lowered, vector)
 
     return lanes(lanes, types.uint64, amount), generate
 

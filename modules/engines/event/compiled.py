@@ -1,0 +1,64 @@
+"""The compiled loops, loaded at first use: who does not simulate here neither needs Numba nor waits for it."""
+import functools
+import hashlib
+import importlib
+import os
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+SOURCES = Path(__file__).parent
+_lock = threading.Lock()
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Why there can be no compiled loops, or None."""
+    try:
+        import numba
+        import numba.extending
+    except Exception as error:  # whatever a broken installation raises
+        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
+            return "numba is not installed"
+        return f"numba is installed, but cannot be imported ({type(error).__name__}: {error})"
+    return "NUMBA_DISABLE_JIT is set, and its loops are never interpreted" if numba.config.DISABLE_JIT else None
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """A module of compiled loops.
+
+    Numba keeps what it compiled and knows it again by the file of a function, not by those that it calls. So what is
+    kept goes to a folder named after the contents of all of them.
+    """
+    from numba import config
+    with _lock:
+        before, config.CACHE_DIR = config.CACHE_DIR, _folder(config.CACHE_DIR)
+        try:
+            return importlib.import_module(f"{__package__}.{name}")
+        finally:
+            config.CACHE_DIR = before
+
+
+@functools.cache
+def _folder(chosen: str) -> str:
+    """A folder for compiled loops: in the one that the user chose, or beside the sources, or in the user's cache; an
+    empty string if nothing can be written there."""
+    from numba.misc.appdirs import AppDirs
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    places = [chosen] if chosen else [SOURCES / "__pycache__", AppDirs("spide-fsnn", appauthor=False).user_cache_dir]
+    for place in places:
+        folder = Path(place) / f"loops-{digest.hexdigest()[:16]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return os.fspath(folder)
+        except OSError:
+            continue
+    warnings.warn(f"the event engine compiles its loops anew in every process, as {' or '.join(map(str, places))} "
+                  f"cannot be written to: set NUMBA_CACHE_DIR to a folder that can", stacklevel=4)
+    return ""

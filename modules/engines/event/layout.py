@@ -1,0 +1,261 @@
+"""What the compiled loops read and write: a ring as tables and arrays, and the way there from tensors and back.
+
+Units of a layer lie pixel by pixel, channels padded to whole vectors, in blocks of channels that a kernel handles
+together.
+"""
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modules.engines.ring import Ring
+from modules.engines.routes import WIDTHS, Route, as_image, blocks, padded
+from modules.synapses import Shape, layout
+
+ROOM = 16  # numbers behind lists, as they are read and written in whole vectors
+WORD = 64  # bits in which the spikes of a pixel are handled together
+STEP_BITS = 5
+STEPS = 1 << STEP_BITS  # most steps that a layer of a chain takes at once
+
+# What is known of a layer: indices of the columns of Plan.layers.
+(HEIGHT, WIDTH, CHANNELS, PADDED, BLOCK,  # its image; channels with padding, and of one block
+ UNITS, SPIKES, POINTERS, WORDS,  # where its units, lists, pointers, words begin among a sample's
+ SPIKE_COLUMN,  # what a spike's number grows by from column to column
+ SOURCE, WEIGHTS, WEIGHT_ROWS, BIAS,  # source layer or -1; where weights and bias (or -1) begin; rows of weights
+ POOL, MASKED,  # kinds of route
+ WINDOW_ROWS, WINDOW_COLUMNS,  # where the windows of its route begin
+ COLUMNS) = range(19)
+
+
+class Plan(NamedTuple):
+    """What stays the same from call to call.
+
+    Attributes:
+        layers: ``(layers, COLUMNS)``, int64.
+        weights, bias: of all routes; row_begins, row_windows, column_windows: of all routes, see ``Route``.
+        pool: factor of a pooling route, per layer.
+        gate: uint8, a bit for each unit, ``(batch * words * 8)``; where 0, a spike is counted but not sent.
+        keep: ``(batch * units)``, factor on what reaches the first layer by the closing route, or empty.
+        upper, lower, quantum, leak: of the neurons; ``lower`` is -inf for neurons that fire one sign only.
+        batch: number of samples; units, spikes, pointers, words: of one sample in the arrays.
+    """
+
+    layers: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+    row_begins: np.ndarray
+    row_windows: np.ndarray
+    column_windows: np.ndarray
+    pool: np.ndarray
+    gate: np.ndarray
+    keep: np.ndarray
+    upper: np.floating
+    lower: np.floating
+    quantum: np.floating
+    leak: np.floating
+    batch: int
+    units: int
+    spikes: int
+    pointers: int
+    words: int
+
+
+class State(NamedTuple):
+    """What changes from step to step, for all samples.
+
+    Attributes:
+        potentials: ``(batch * units)``, of each layer block by block of channels, ``(pixels, channels of the block)``.
+        traces: likewise, weighted sums of spikes, whole numbers where they do not leak; counts: likewise, numbers of
+            spikes, or empty where traces are just that.
+        spikes: int32 ``(2, batch * spikes)``, lists of this step and of the one before, and some room behind them;
+            pointers: int32, likewise.
+        dense: spikes as -1, 0 and 1 of the layers that write them so, ``(batch, pixels, padded channels)`` of one layer
+            behind another.
+        waiting: uint8 ``(batch * layers)``, whether a unit of the layer is still beyond a threshold.
+        fired, sent: int64 ``(batch * layers)``, numbers of spikes so far, and of those that passed the gate.
+    """
+
+    potentials: np.ndarray
+    traces: np.ndarray
+    counts: np.ndarray
+    spikes: np.ndarray
+    pointers: np.ndarray
+    dense: np.ndarray
+    waiting: np.ndarray
+    fired: np.ndarray
+    sent: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """What one thread needs for one step of one layer of some samples.
+
+    Attributes:
+        visits: int64 ``(samples * pixels * 4)``, for each pixel that changes its number, and where in ``rows`` the
+            spikes that reach it begin, where the negative ones do, and where they end.
+        begins: int64 ``(samples + 1)``, where the visits of each sample begin.
+        rows: int32, the rows of weights of spikes, as numbers.
+        up, down: uint8, bits of the units that fire, laid out as in ``Plan.gate``.
+    """
+
+    visits: np.ndarray
+    begins: np.ndarray
+    rows: np.ndarray
+    up: np.ndarray
+    down: np.ndarray
+
+
+class Desk(NamedTuple):
+    """What one thread needs for some steps of one layer of one sample, where layers form a chain.
+
+    Attributes:
+        arriving: ``(STEPS * channels of a block)``, the currents into a pixel; zeros between two pixels.
+        up, down: uint32 ``(2, units of the largest layer)``, spikes of a layer and of the one before, a bit for each
+            step, pixel by pixel.
+        spikes: int32, the spikes of the layer before as numbers of weight rows, times ``STEPS``, plus the step;
+            pointers: int32, likewise, both as in :class:`State`.
+        sent: int64, number of spikes of each layer.
+    """
+
+    arriving: np.ndarray
+    up: np.ndarray
+    down: np.ndarray
+    spikes: np.ndarray
+    pointers: np.ndarray
+    sent: np.ndarray
+
+
+def lay_out(ring: Ring, like: Tensor) -> Plan:
+    """The tables and arrays of a ring that its kernels read, in the type of ``like``."""
+    batch = len(ring.gates[0])
+    numbers = like.numpy().dtype.type
+    images = [as_image(shape) for shape in ring.shapes]
+    layers = np.zeros((len(images), COLUMNS), np.int64)
+    layers[:, (CHANNELS, HEIGHT, WIDTH)] = images
+    layers[:, BLOCK] = [WIDTHS[0] if _pools_spikes(ring, route) else WIDTHS[-1] for route in ring.routes]
+    layers[:, PADDED] = [padded(*pair) for pair in layers[:, (CHANNELS, BLOCK)].tolist()]
+    layers[:, WEIGHT_ROWS] = [0 if route is None else route.rows for route in ring.routes]
+    area = layers[:, HEIGHT] * layers[:, WIDTH]
+    sizes = {UNITS: area * layers[:, PADDED], SPIKES: area * layers[:, CHANNELS],
+             POINTERS: 2 * layers[:, HEIGHT] * (layers[:, WIDTH] + 1),
+             WORDS: area * -(-layers[:, PADDED] // WORD),
+             WEIGHTS: layers[:, WEIGHT_ROWS] * layers[:, PADDED]}
+    for column, own in sizes.items():
+        layers[:, column] = own.cumsum() - own
+    total = {column: int(own.sum()) for column, own in sizes.items()}
+    weights = like.new_empty(total[WEIGHTS])
+    biases, begins, windows, columns = [], [], [], []
+    for layer, (route, bias) in enumerate(zip(ring.routes, ring.biases)):
+        L = layers[layer]
+        L[SOURCE], L[BIAS] = -1, -1
+        L[MASKED] = layer == 0 and ring.keep is not None
+        if route is None:
+            continue
+        L[SOURCE] = (layer - 1) % len(images)
+        L[POOL] = route.weight is None
+        layers[layer - 1, SPIKE_COLUMN] = route.column_step
+        row_begins, row_windows = route.row_windows
+        L[WINDOW_ROWS], L[WINDOW_COLUMNS] = len(begins), len(columns)
+        begins += [len(windows) + n for n in row_begins]
+        windows += row_windows
+        columns += route.column_windows
+        if route.weight is not None:
+            route.write_weights(weights[L[WEIGHTS]:][:sizes[WEIGHTS][layer]])
+        if bias is not None:
+            L[BIAS] = sum(map(len, biases))
+            biases.append(F.pad(bias, (0, int(L[PADDED]) - len(bias))))
+    return Plan(
+        layers=layers, weights=weights.numpy(), bias=torch.cat([like.new_empty(0), *biases]).numpy(),
+        row_begins=np.array(begins, np.int64), row_windows=np.array(windows, np.int64).reshape(-1, 2),
+        column_windows=np.array(columns, np.int64).reshape(-1, 3),
+        pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers),
+        gate=np.concatenate([_bits(gate, L) for gate, L in zip(ring.gates, layers)], axis=1).reshape(-1),
+        keep=np.empty(0, numbers) if ring.keep is None else _kept(ring.keep, layers[0], total[UNITS], numbers),
+        upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
+        batch=batch, units=total[UNITS], spikes=total[SPIKES], pointers=total[POINTERS],
+        words=total[WORDS])
+
+
+def _pools_spikes(ring: Ring, route: Route | None) -> bool:
+    """Whether a layer adds up what a pooling brings spike by spike, for which narrow blocks do."""
+    return ring.closed and route is not None and route.weight is None
+
+
+def at_rest(ring: Ring, plan: Plan, steps: int, counts: bool) -> State:
+    """Potentials of 0, and no spikes; those of a chain are nowhere but on a :class:`Desk`."""
+    units, layers, numbers = plan.batch * plan.units, len(plan.layers), plan.weights.dtype
+    listed = plan.batch if ring.closed else 0
+    whole = np.int16 if steps < 2**15 else np.int32
+    return State(
+        potentials=np.zeros(units, numbers), traces=np.zeros(units, whole if plan.leak == 1 else numbers),
+        counts=np.zeros(units if counts else 0, whole),
+        spikes=np.empty(2 * listed * plan.spikes + ROOM, np.int32),
+        pointers=np.zeros(2 * listed * plan.pointers, np.int32),
+        dense=np.empty(listed * plan.units, numbers), waiting=np.zeros(listed * layers, np.uint8),
+        fired=np.zeros(plan.batch * layers, np.int64), sent=np.zeros(listed * layers, np.int64))
+
+
+def scratch(ring: Ring, plan: Plan, samples: int) -> Scratch:
+    """Room for one step of any layer of some samples; memory that no spike needs is never touched."""
+    areas = plan.layers[:, HEIGHT] * plan.layers[:, WIDTH]
+    reach = [0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes]
+    bits = plan.words * WORD // 8
+    return Scratch(
+        visits=np.empty(samples * 4 * areas.max(initial=0), np.int64), begins=np.empty(samples + 1, np.int64),
+        rows=np.empty(samples * (areas * reach).max(initial=0) + ROOM, np.int32),
+        up=np.zeros(samples * bits, np.uint8), down=np.zeros(samples * bits, np.uint8))
+
+
+def desk(plan: Plan) -> Desk:
+    """Room for some steps of any layer of a sample; memory that no spike needs is never touched."""
+    height, width, channels, padded_ = plan.layers[:, (HEIGHT, WIDTH, CHANNELS, PADDED)].T
+    units = 2 * (height * width * padded_).max()
+    return Desk(
+        arriving=np.zeros(STEPS * WIDTHS[-1], plan.weights.dtype), up=np.empty(units, np.uint32),
+        down=np.empty(units, np.uint32), spikes=np.empty(STEPS * (height * width * channels).max(), np.int32),
+        pointers=np.empty(2 * (height * (width + 1)).max(), np.int32), sent=np.zeros(len(plan.layers), np.int64))
+
+
+def to_pixels(tensor: Tensor, L: np.ndarray) -> Tensor:
+    """``(n, *shape)`` of the layer ``L`` as contiguous ``(n, height, width, padded channels)``, a view if it can be."""
+    image = tensor.movedim(1, -1) if tensor.ndim == 4 else tensor[:, None, None]
+    missing = int(L[PADDED]) - image.shape[-1]
+    return (F.pad(image, (0, missing)) if missing else image).contiguous()  # padding by nothing would copy
+
+
+def to_layer(pixels: Tensor, shape: Shape) -> Tensor:
+    """The reverse of :func:`to_pixels`, in the memory layout of simulations."""
+    image = pixels[..., :shape[0]].movedim(-1, 1).reshape(-1, *shape)
+    return image.contiguous(memory_format=layout(image))
+
+
+def _bits(gate: Tensor, L: np.ndarray) -> np.ndarray:
+    """A gate ``(batch, *shape)`` as bytes ``(batch, n)``, a bit for each unit, pixel by pixel in whole words."""
+    pixels = to_pixels(gate, L)
+    words = F.pad(pixels, (0, -pixels.shape[-1] % WORD))
+    return np.packbits(words.flatten(1).numpy(), axis=1, bitorder="little")
+
+
+def layers_of(ring: Ring, plan: Plan, array: np.ndarray, like: Tensor) -> list[Tensor]:
+    """A tensor ``(batch, *shape)`` of the type of ``like`` for each layer from an array of units."""
+    units, found = torch.from_numpy(array).view(plan.batch, plan.units), []
+    for L, shape in zip(plan.layers, ring.shapes):
+        size, pixels = L[[HEIGHT, WIDTH]].tolist(), []
+        for channel, width in blocks(*L[[PADDED, BLOCK]].tolist()):
+            begin = int(L[UNITS]) + channel * math.prod(size)
+            pixels.append(units[:, begin:begin + width * math.prod(size)].unflatten(1, (*size, width)))
+        found.append(to_layer(torch.cat(pixels, -1).to(like.dtype), shape))
+    return found
+
+
+def _kept(keep: Tensor, L: np.ndarray, units: int, dtype: type) -> np.ndarray:
+    """``Ring.keep`` as an array of units, of which those behind the first layer, ``L``, are not set."""
+    pixels = to_pixels(keep, L).flatten(1, 2)
+    parts = [pixels[..., channel:channel + width].flatten(1)
+             for channel, width in blocks(*L[[PADDED, BLOCK]].tolist())]
+    array = np.empty((len(keep), units), dtype)
+    array[:, :pixels[0].numel()] = torch.cat(parts, 1).numpy()
+    return array.reshape(-1)
+
