@@ -12,7 +12,7 @@ from torchvision import transforms
 from data.cifar10_dvs import CIFAR10DVS, CLASSES
 from data.frames import TRANSFORMS
 from models import ConvNetF, dynamics
-from utils.cli import Parser
+from utils.cli import Parser, path
 from utils.experiment import Data, Experiment
 
 DEFAULTS = {
@@ -44,6 +44,8 @@ def add_arguments(parser: Parser) -> None:
     add("--data-len", type=int, experiment=True, help="frames that a recording is split into")
     add("--frames", choices=tuple(TRANSFORMS), experiment=True,
         help="frame transform: as published, or the exact resize")
+    add("--frames-path", type=path, metavar="DIR",
+        help="folder for converted frames; by default beside the recordings")
     parser.checks.append(check)
 
 
@@ -60,8 +62,8 @@ def build_model(args: argparse.Namespace) -> ConvNetF:
 
 
 def build_data(args: argparse.Namespace) -> Data:
-    train, test = (CIFAR10DVS(args.path, train=train, frames=args.data_len, transform=args.frames)
-                   for train in (True, False))
+    train, test = (CIFAR10DVS(args.path, train=train, frames=args.data_len, transform=args.frames,
+                              cache=args.frames_path) for train in (True, False))
     return train, test, AUGMENTATION
 
 

@@ -9,18 +9,18 @@ import time
 import torch
 import torch.distributed as dist
 
-from benchmarks.speed import SCRIPTS, describe, experiment
+from benchmarks.speed import SCRIPTS, describe
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.set_defaults(seed=0, batch=1, path=None)
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if gpu else "gloo")
     device = torch.device("cuda", dist.get_rank() % max(1, torch.cuda.device_count())) if gpu else torch.device("cpu")
-    parameters = SCRIPTS[options.model].build_model(experiment(options.model, options)).parameters()
+    experiment = SCRIPTS[options.model].EXPERIMENT
+    parameters = experiment.build_model(experiment.arguments()).parameters()
     gradients = torch.zeros(sum(p.numel() for p in parameters), device=device)
     seconds = []
     for _ in range(options.repeats + 3):

@@ -9,14 +9,13 @@ the last row shows: fp32 once more, by the dense engine. A spike that moves by a
 """
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed import data, describe, experiment, one_iteration
-from cifar_alexnetf import build_loaders, build_model
+from benchmarks.speed import arguments, data, describe, one_iteration
+from cifar_alexnetf import EXPERIMENT
 from models import SpikingClassifier
 from modules.circuit import Circuit
 from modules.engines import BackwardResult, Engine, ForwardResult, select
@@ -78,12 +77,12 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     torch.backends.cudnn.allow_tf32 = False  # outside of the simulations, and in the dense engine
-    args = experiment("alexnetf", options)
-    args.time_step, args.time_step_back, args.test_limit = options.steps, options.steps_back, options.test
-    model = build_model(args).to(options.device).train()
+    args, usual_drive = arguments("alexnetf", options.batch, "-t", options.steps, "-tb", options.steps_back,
+                                  "--test-limit", options.test, *(["--path", options.path] if options.path else []))
+    model = EXPERIMENT.build_model(args).to(options.device).train()
     if options.resume:
-        model.load_state_dict(checkpoint.load(Path(options.resume))["state_dict"])
-    inputs, labels, source = data("alexnetf", args)
+        model.load_state_dict(checkpoint.load(options.resume).contents["state_dict"])
+    inputs, labels, source = data("alexnetf", args, options)
     inputs, labels = inputs.to(options.device), labels.to(options.device)
     kind = Rounded if options.device == "cpu" else CudaEngine
     engines: dict[str, str | Engine] = {p: kind(p) for p in PRECISIONS} | {"fp32, other order": "dense"}
@@ -94,11 +93,13 @@ if __name__ == "__main__":
           "|---|---|---|---|---|")
     exact = None
     for name, model.network.engine in engines.items():
-        spikes = one_iteration(model, inputs, labels, (options.drive or args.drive) * options.batch)[1]
+        spikes = one_iteration(model, inputs, labels, (options.drive or usual_drive) * options.batch)[1]
         gradient = torch.cat([p.grad.flatten() for p in model.network.parameters()])
         found = spikes.forward_rates, spikes.backward_rates, gradient
         exact = exact or found
-        test = "{:.1f}%, {:.4f}".format(*tested(model, build_loaders(args)[1], options.device)) \
-            if options.resume and options.path else ""
+        test = ""
+        if options.resume and options.path:
+            loader = EXPERIMENT.loaders(args, seed=options.seed)[1]
+            test = "{:.1f}%, {:.4f}".format(*tested(model, loader, options.device))
         print(f"| {name} | {relative(found[0], exact[0])} | {relative(found[1], exact[1])} | "
               f"{(gradient - exact[2]).norm() / exact[2].norm().clamp(min=1e-30):.2g} | {test} |", flush=True)

@@ -6,10 +6,11 @@ import argparse
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 
-from models import AlexNetF
+from cifar_alexnetf import EXPERIMENT
 from utils.experiment import make_optimizer
 from utils.files import LAST
 from utils.run import Run
@@ -20,13 +21,13 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=20)
     own = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=own.folder) as folder:
-        args = argparse.Namespace(checkpoint=folder, optimizer="SGD", lr=0.05, momentum=0.9, weight_decay=5e-4)
-        model = AlexNetF()
+        args = EXPERIMENT.arguments()
+        model = EXPERIMENT.build_model(args)
         optimizer = make_optimizer(model, args)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        run = Run(args, torch.device("cpu"), model, optimizer, None, None)
+        run = Run(args, Path(folder), 0, torch.device("cpu"), model, optimizer, None, None)
         seconds = []
         for _ in range(own.repeats):
             start = time.perf_counter()

@@ -27,29 +27,26 @@ from modules.engines import Engine
 from modules.engines.cuda.engine import CudaEngine
 from modules.engines.routes import route
 from utils import checkpoint
+from utils.cli import Arguments
 
 PEAK, BANDWIDTH = 790e12, 4.3e12  # bfloat16 operations and bytes per second that a GPU of the kind of H200 reaches
 SCRIPTS = {"lenet": mnist_lenet, "alexnetf": cifar_alexnetf, "cifarnetf": cifar_cifarnetf,
            "convnetf": dvs_cifar_convnetf}
 
 
-def experiment(name: str, options: argparse.Namespace) -> argparse.Namespace:
-    """The arguments of a script, with its own defaults, as its functions take them."""
-    script = SCRIPTS[name]
-    args = argparse.Namespace(vth=1.0, vth_back=0.5, u_rest=None, u_rest_back=None, leaky=1.0, engine="dense",
-                              precision="tf32", workers=0, manualSeed=options.seed, test_limit=None,
-                              pin_memory=False, path=options.path, rank=0, ranks=1,
-                              **{**script.DEFAULTS, **script.DATASET_DEFAULTS[script.DEFAULTS["dataset"]]})
-    args.drive = args.scale_factor / args.train_batch
-    args.train_batch = args.test_batch = options.batch
-    return args
+def arguments(name: str, batch: int, *flags: object) -> tuple[Arguments, float]:
+    """The arguments of a script for a batch, with its own defaults and further flags; its ``scale_factor / batch``."""
+    experiment = SCRIPTS[name].EXPERIMENT
+    own = experiment.arguments()
+    flags = ("--train-batch", batch, "--test-batch", batch, "-j", 0, "--engine", "dense", *flags)
+    return experiment.arguments([str(flag) for flag in flags]), own.scale_factor / own.train_batch
 
 
-def data(name: str, args: argparse.Namespace) -> tuple[Tensor, Tensor, str]:
-    """A training batch: inputs, labels, and where they come from."""
-    if args.path is not None:
-        inputs, labels, *_ = next(iter(SCRIPTS[name].build_loaders(args)[0]))
-        return inputs, labels, f"training data in {args.path}"
+def data(name: str, args: Arguments, options: argparse.Namespace) -> tuple[Tensor, Tensor, str]:
+    """A training batch: inputs, labels, and where they come from; noise unless ``options.path`` names a folder."""
+    if options.path is not None:
+        inputs, labels, *_ = next(iter(SCRIPTS[name].EXPERIMENT.loaders(args, seed=options.seed)[0]))
+        return inputs, labels, f"training data in {options.path}"
     shape = {"lenet": (1, 28, 28), "convnetf": (args.time_step, 2, 48, 48)}.get(name, (3, 32, 32))
     images = torch.randn(args.train_batch, *shape)
     return (images > 1).float() if name == "convnetf" else images, torch.arange(args.train_batch) % 10, "noise"
@@ -83,14 +80,14 @@ def engine_of(name: str) -> Engine | str:
 def measure(options: argparse.Namespace) -> dict:
     """All figures, in plain types."""
     torch.manual_seed(options.seed)
-    args = experiment(options.model, options)
+    args, usual_drive = arguments(options.model, options.batch, *(["--path", options.path] if options.path else []))
     model = SCRIPTS[options.model].build_model(args).train()
     if options.resume:
-        model.load_state_dict(checkpoint.load(Path(options.resume))["state_dict"])
-    inputs, labels, source = data(options.model, args)
+        model.load_state_dict(checkpoint.load(options.resume).contents["state_dict"])
+    inputs, labels, source = data(options.model, args, options)
     device = torch.device(options.device)
     model, inputs, labels = model.to(device), inputs.to(device), labels.to(device)
-    drive = options.drive or args.drive
+    drive = options.drive or usual_drive
     engines = {engine: engine_of(engine) for engine in options.engines}
     runs, memory = {engine: [] for engine in engines}, {}
     for repeat in range(options.repeats + 1):  # the first is a warm-up

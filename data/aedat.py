@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.errors import UserError
+from utils.files import expand
+
 SENSOR = 128  # pixels of a side
 MAGIC = b"#!AER-DAT2.0"
 EVENT = np.dtype([("address", ">u4"), ("timestamp", ">u4")])
@@ -38,9 +41,9 @@ def read_aedat(path: str | Path) -> Events:
     """Events of an AEDAT 2.0 file.
 
     Raises:
-        ValueError: as :func:`parse_aedat`.
+        UserError: as :func:`parse_aedat`.
     """
-    return parse_aedat(Path(path).read_bytes(), str(path))
+    return parse_aedat(expand(path).read_bytes(), str(path))
 
 
 def parse_aedat(contents: bytes, name: str) -> Events:
@@ -50,18 +53,18 @@ def parse_aedat(contents: bytes, name: str) -> Events:
         contents: of the whole file; name: of the file, for messages.
 
     Raises:
-        ValueError: the header is missing or announces another format, the last event is cut off, or there is none.
+        UserError: the header is missing or announces another format, the last event is cut off, or there is none.
     """
     if not contents.startswith(MAGIC):
-        raise ValueError(f"{name} does not start with {MAGIC.decode()!r} and is no AEDAT 2.0 recording: "
+        raise UserError(f"{name} does not start with {MAGIC.decode()!r} and is no AEDAT 2.0 recording: "
                          f"replace it with the original file")
     start = HEADER.match(contents).end()
     excess = (len(contents) - start) % EVENT.itemsize
     if start == 0 or excess:
         cause = "its first line has no end" if start == 0 else f"{excess} bytes of a cut-off event at its end"
-        raise ValueError(f"{name} is truncated or damaged ({cause}): fetch or extract it again")
+        raise UserError(f"{name} is truncated or damaged ({cause}): fetch or extract it again")
     if start == len(contents):
-        raise ValueError(f"{name} holds no events: fetch or extract it again")
+        raise UserError(f"{name} holds no events: fetch or extract it again")
     stored = np.frombuffer(contents, EVENT, offset=start)
     address, timestamp = stored["address"].astype(np.int64), stored["timestamp"].astype(np.int64)
     return Events(127 - ((address & 0xFE) >> 1), (address & 0x7F00) >> 8, 1 - (address & 1), timestamp)
@@ -71,11 +74,11 @@ def write_aedat(path: str | Path, events: Events) -> None:
     """Write events as jAER does.
 
     Raises:
-        ValueError: a value is out of the range that :class:`Events` gives.
+        UserError: a value is out of the range that :class:`Events` gives.
     """
     for field, values, limit in zip(Events._fields, events, (SENSOR, SENSOR, 2, 2**32)):
         if np.size(values) and not 0 <= np.min(values) <= np.max(values) < limit:
-            raise ValueError(f"{field} must lie in [0, {limit}) to be written to {path}, "
+            raise UserError(f"{field} must lie in [0, {limit}) to be written to {path}, "
                              f"not in [{np.min(values)}, {np.max(values)}]")
     x, y, polarity, timestamp = (np.asarray(values, np.int64) for values in events)
     stored = np.empty(len(x), EVENT)
@@ -84,4 +87,4 @@ def write_aedat(path: str | Path, events: Events) -> None:
     header = (MAGIC, b"# This is a raw AE data file - do not edit",
               b"# Data format is int32 address, int32 timestamp (8 bytes total), repeated for each event",
               b"# Timestamps tick is 1 us")
-    Path(path).write_bytes(b"".join(line + b"\r\n" for line in header) + stored.tobytes())
+    expand(path).write_bytes(b"".join(line + b"\r\n" for line in header) + stored.tobytes())

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data.aedat import SENSOR, Events
+from utils.errors import UserError
 
 
 def events_to_frames(events: Events, frames: int) -> np.ndarray:
@@ -20,11 +21,11 @@ def events_to_frames(events: Events, frames: int) -> np.ndarray:
         counts: int64 (frames, 2, 128, 128), indexed by frame, polarity, row and column.
 
     Raises:
-        ValueError: there are fewer events than frames, or ``frames`` is not positive.
+        UserError: there are fewer events than frames, or ``frames`` is not positive.
     """
     n = len(events.timestamp)
     if not 0 < frames <= n:
-        raise ValueError(f"{n} events cannot be split into {frames} frames: ask for 1 to {n} frames")
+        raise UserError(f"{n} events cannot be split into {frames} frames: ask for 1 to {n} frames")
     frame = np.minimum(np.arange(n) // (n // frames), frames - 1)
     shape = (frames, 2, SENSOR, SENSOR)
     cell = np.ravel_multi_index((frame, events.polarity, events.y, events.x), shape)

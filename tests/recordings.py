@@ -14,10 +14,11 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from data.aedat import SENSOR, Events, write_aedat
-from data.cifar10_dvs import CLASSES, FOLDER, TRAIN_PER_CLASS
+from data.dvs_files import CLASSES, FOLDER
 
 SUBPIXELS = 2  # steps of the path to a pixel
 REACH = 10  # pixels from the centre to a corner of the path
+FIRST_TEST = 900  # number of the first recording of a class that tests
 LOOPS, LOOP_TIME = 6, 200_000  # microseconds
 THRESHOLD = 0.4  # of log intensity
 
@@ -76,7 +77,7 @@ def make_dataset(root: str | Path, *, train: int, test: int, events: int = 200_0
         if len(own) < train + test:
             raise ValueError(f"{len(own)} pictures of class {label} make no {train + test} recordings: ask for fewer")
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for number, image in zip([*range(train), *range(TRAIN_PER_CLASS, TRAIN_PER_CLASS + test)], own):
+        for number, image in zip([*range(train), *range(FIRST_TEST, FIRST_TEST + test)], own):
             write_aedat(folder / name / f"cifar10_{name}_{number}.aedat", record(image, events=events, seed=number))
     return folder
 

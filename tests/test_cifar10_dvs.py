@@ -17,9 +17,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data import cifar10_dvs
+from data import cifar10_dvs, dvs_files
 from data.aedat import read_aedat
-from data.cifar10_dvs import CIFAR10DVS, CLASSES, FILES, FOLDER, cache_folder, convert, fetch
+from data.cifar10_dvs import CIFAR10DVS
+from data.dvs_convert import cache_folder, convert
+from data.dvs_files import CLASSES, FILES, FOLDER, fetch, find_recordings
 from data.frames import clean_transform, events_to_frames, reference_transform
 from tests.recordings import make_dataset
 
@@ -85,7 +87,7 @@ def serve(monkeypatch) -> Iterator[Callable[[dict[str, bytes]], list[str]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(cifar10_dvs, "ADDRESSES", (address + "/a/{}", address + "/b/{}"))
+    monkeypatch.setattr(dvs_files, "ADDRESSES", (address + "/a/{}", address + "/b/{}"))
     yield lambda given: answers.update(given) or asked
     server.shutdown()
     server.server_close()
@@ -218,7 +220,7 @@ def test_bad_downloads(root, serve, body, reason):
 def test_no_network(tmp_path, monkeypatch):
     """Without a network the download ends soon, asking each unreachable server only once."""
     refused = "http://127.0.0.1:9/{}"
-    monkeypatch.setattr(cifar10_dvs, "ADDRESSES", (refused,))
+    monkeypatch.setattr(dvs_files, "ADDRESSES", (refused,))
     start = time.monotonic()
     with pytest.raises(ValueError, match="10 files of CIFAR10-DVS could not be downloaded") as refusal:
         CIFAR10DVS(tmp_path, train=True)
@@ -261,7 +263,7 @@ def test_zip_that_changes_later_is_named(root, monkeypatch):
     whole = pack(root, "cat")
     (root / FOLDER / "cat.zip").write_bytes(whole[:1000] + b"!" + whole[1001:])
     with pytest.raises(ValueError, match="cat.zip is damaged .*at cat/cifar10_cat_0.aedat"):
-        cifar10_dvs.find_recordings(root)["cat", 0].read()
+        find_recordings(root)["cat", 0].read()
 
 
 # Conversion
@@ -304,7 +306,7 @@ def test_interrupted_conversion(root, number):
     cache = cache_folder(root, **SETTINGS)
     for copy in range(3, 103):
         shutil.copy(root / FOLDER / "cat" / "cifar10_cat_1.aedat", root / FOLDER / "cat" / f"cifar10_cat_{copy}.aedat")
-    script = f"from data.cifar10_dvs import convert; convert({str(root)!r}, workers=2, **{SETTINGS!r})"
+    script = f"from data.dvs_convert import convert; convert({str(root)!r}, workers=2, **{SETTINGS!r})"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     while len(frames_of(root)) < 40:
         assert process.poll() is None

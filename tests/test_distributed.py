@@ -1,5 +1,4 @@
 """Several processes train the same network as one: real processes, gloo, on the CPU."""
-import argparse
 import os
 import pickle
 import signal
@@ -215,14 +214,14 @@ def test_several_gpus_start_a_process_each(monkeypatch) -> None:
     handed = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("os.execv", lambda path, command: handed.append(command))
-    monkeypatch.setattr("sys.argv", ["cifar_alexnetf.py", "--gpu-id", "0,1", "-c", "run"])
-    args = argparse.Namespace(gpu_id="0,1")
-    distributed.start_processes(args)
+    monkeypatch.setattr("sys.argv", ["cifar_alexnetf.py"])
+    flags = ["--gpu-id", "0,1", "-c", "run"]
+    distributed.start_processes("0,1", flags)
     assert handed[0][1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "cifar_alexnetf.py",
                              "--gpu-id", "0,1", "-c", "run"]
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    distributed.start_processes(args)
+    distributed.start_processes("0,1", flags)
     monkeypatch.delenv("RANK")
-    distributed.start_processes(argparse.Namespace(gpu_id="1"))
+    distributed.start_processes("1", flags)
     assert len(handed) == 1

@@ -66,13 +66,13 @@ def mutate(contents: bytes, draw: random.Random) -> bytes:
 
 def test_mutated_checkpoints(trained, tmp_path, monkeypatch) -> None:
     """Every damaged file gives a sentence that names it, or loads with the very contents that were written."""
-    whole, good, draw = trained.read_bytes(), checkpoint.load(trained), random.Random(MUTATIONS)
+    whole, good, draw = trained.read_bytes(), checkpoint.load(trained).contents, random.Random(MUTATIONS)
     path, refused = tmp_path / "checkpoint.pth.tar", 0
     for _ in range(MUTATIONS):
         path.write_bytes(mutate(whole, draw))
         sentence = resume(path, monkeypatch)
         if sentence is None:
-            assert equal(checkpoint.load(path), good)
+            assert equal(checkpoint.load(path).contents, good)
         else:
             assert str(path) in sentence
             refused += 1
@@ -92,7 +92,7 @@ class Payload:
 def test_code_never_runs(trained, tmp_path, monkeypatch) -> None:
     """A checkpoint that would run a command is refused with the reason, in both file formats, and does not run it."""
     target = tmp_path / "ran"
-    stored = checkpoint.load(trained)
+    stored = checkpoint.load(trained).contents
     for new_format in (True, False):
         for where in ("arguments", "state_dict", "extra"):
             path = tmp_path / "hostile.pth.tar"
@@ -114,6 +114,6 @@ def test_code_never_runs(trained, tmp_path, monkeypatch) -> None:
 def test_contents_of_wrong_kind(trained, tmp_path, monkeypatch, name, value) -> None:
     """Files that are well formed and hold nonsense give a sentence, or load where the nonsense does no harm."""
     path = tmp_path / "checkpoint.pth.tar"
-    torch.save({**checkpoint.load(trained), name: value}, path)
+    torch.save({**checkpoint.load(trained).contents, name: value}, path)
     sentence = resume(path, monkeypatch)
     assert sentence is not None or name == "evaluated"

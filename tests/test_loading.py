@@ -13,9 +13,9 @@ def epoch(workers: int = 0, *, batch: int = 4, number: int = 2, seed: int = 5, s
           ranks: int = 1) -> list[tuple]:
     """All samples of an epoch with a random augmentation: (index, augmented value, key)."""
     data = TensorDataset(torch.arange(10.0), torch.arange(10))
-    args = argparse.Namespace(train_batch=batch, test_batch=3, workers=workers, manualSeed=seed, test_limit=7,
-                              pin_memory=False, rank=rank, ranks=ranks)
-    train, test = make_loaders(data, data, args, transform=lambda x: x + torch.rand(()))
+    args = argparse.Namespace(train_batch=batch, test_batch=3, workers=workers, test_limit=7)
+    train, test = make_loaders(data, data, args, transform=lambda x: x + torch.rand(()), seed=seed, rank=rank,
+                               ranks=ranks)
     assert ranks > 1 or sum(len(keys) for _, _, keys in test) == 7
     train.batch_sampler.start(number, skip)
     return [sample for values, labels, keys in train

@@ -26,7 +26,7 @@ class Arguments(argparse.Namespace):
     def __init__(self, values: Mapping[str, Any]) -> None:
         vars(self).update(values)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, *_: Any) -> None:
         raise AttributeError(f"args.{name} cannot be set: args is what the user said; keep what follows from it apart")
 
     __delattr__ = __setattr__
@@ -196,14 +196,14 @@ class Invocation:
 
 
 def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
-          dataset_defaults: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None) -> Invocation:
+          dataset_defaults: Mapping[str, Mapping[str, Any]], argv: Sequence[str]) -> Invocation:
     """Settle every argument of a run.
 
     Args:
         make_parser: makes the parser, without ``--help`` if called with ``add_help=False``.
         defaults: of the script, by destination (``train_batch``).
         dataset_defaults: what differs for a data set, which also names the data sets that there are.
-        argv: the command line; the process's own unless given.
+        argv: the command line.
 
     Raises:
         UserError: an argument is out of its range, or the checkpoint cannot be read. Misspelt flags end the program as
@@ -245,7 +245,7 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
                       usual_drive=usual["scale_factor"] / usual["train_batch"])
 
 
-def _given(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
+def _given(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
     """The values that are on the command line, by destination."""
     missing = object()
     probe = argparse.Namespace(**{name: missing for name in parser.flags})

@@ -4,12 +4,10 @@ Each process computes the gradients of its share of a batch. The backward networ
 must not depend on how many processes there are: losses are divided by the size of the whole batch, and gradients are
 summed over processes, where PyTorch's default would average them.
 """
-import argparse
-import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.meters import Meters
+from utils.processes import at_end_of_parent
 
 # How long a process waits for the others. Rank 0 may have a data set to download and convert meanwhile; a process that
 # died is noticed at once, whatever this is.
 PATIENCE = timedelta(hours=12)
-PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 @dataclass
@@ -107,12 +105,16 @@ def only_locally(model: nn.Module, condition: bool) -> AbstractContextManager:
     return model.no_sync() if condition and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def start_processes(args: argparse.Namespace) -> None:
-    """Become PyTorch's launcher if ``--gpu-id`` lists several GPUs, with one process of this script for each."""
-    if _launched() or "," not in args.gpu_id or not torch.cuda.is_available():
+def start_processes(gpu_ids: str, argv: Sequence[str]) -> None:
+    """Become PyTorch's launcher if ``--gpu-id`` lists several GPUs, with one process of this script for each.
+
+    Args:
+        gpu_ids: their numbers, separated by commas; argv: the script's command line.
+    """
+    if _launched() or "," not in gpu_ids or not torch.cuda.is_available():
         return
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(args.gpu_id.split(','))}"]
-    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpu_ids.split(','))}"]
+    os.execv(sys.executable, [sys.executable, *launcher, sys.argv[0], *argv])
 
 
 def join() -> World:
@@ -122,7 +124,8 @@ def join() -> World:
     """
     if not _launched() or int(os.environ["WORLD_SIZE"]) == 1:
         return World()
-    _die_with_parent()
+    # Killed, a launcher leaves its processes behind: they save and stop as if it had asked them to.
+    at_end_of_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         # After a restart the launcher's store still holds the addresses of the processes before. Across machines its
@@ -155,9 +158,3 @@ def lost_another(error: Exception) -> bool:
 
 def _launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def _die_with_parent() -> None:
-    """Receive SIGTERM, so save and stop, when the launcher is killed, instead of training on unattended (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)

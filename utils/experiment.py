@@ -2,6 +2,7 @@
 import argparse
 import os
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
@@ -53,10 +54,14 @@ class Experiment:
     build_data: Callable[[Arguments], Data]
     flags: Sequence[Callable[[Parser], None]] = ()
 
-    def main(self) -> None:
-        """Do what the command line asks; a user's mistake ends the process with one sentence and status 1."""
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Do what a command line asks, by default the process's own.
+
+        Raises:
+            SystemExit: with a sentence, and so status 1, after a mistake of the user.
+        """
         with mistakes.in_a_sentence():
-            self._run()
+            self._run(sys.argv[1:] if argv is None else argv)
 
     def arguments(self, argv: Sequence[str] = ()) -> Arguments:
         """What :attr:`build_model` and :attr:`build_data` get for a command line, by default one without flags.
@@ -69,7 +74,8 @@ class Experiment:
     def loaders(self, args: Arguments, *, seed: int, pin_memory: bool = False,
                 world: World = World()) -> tuple[DataLoader, DataLoader]:
         """Loaders of training and test data, see :func:`utils.loading.make_loaders`."""
-        with mistakes.about(args.path):
+        given = [getattr(args, name) for name, flag in self._parser().flags.items() if flag.type is cli.path]
+        with mistakes.about(*filter(None, given)):
             train, test, transform = self.build_data(args)
         return make_loaders(train, test, args, transform=transform, seed=seed, pin_memory=pin_memory, rank=world.rank,
                             ranks=world.size)
@@ -81,13 +87,13 @@ class Experiment:
             add(parser)
         return parser
 
-    def _parse(self, argv: Sequence[str] | None = None) -> Invocation:
+    def _parse(self, argv: Sequence[str]) -> Invocation:
         return cli.parse(self._parser, defaults=self.defaults, dataset_defaults=self.dataset_defaults, argv=argv)
 
-    def _run(self) -> None:
+    def _run(self, argv: Sequence[str]) -> None:
         signals.ignore_save_requests()
-        invocation = self._parse()
-        distributed.start_processes(invocation.args)
+        invocation = self._parse(argv)
+        distributed.start_processes(invocation.args.gpu_id, argv)
         world = distributed.join()
         invocation = agreed(invocation, world)
         args, seed = invocation.args, invocation.seed

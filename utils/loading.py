@@ -5,16 +5,13 @@ epoch alone; the random crop or flip of an image, and the key of its dropout mas
 """
 import argparse
 import hashlib
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from utils.processes import cores
+from utils.processes import cores, follow_parent
 
 
 def derive_seed(*parts: int) -> int:
@@ -91,22 +88,6 @@ class Keyed(Dataset):
         return len(self.dataset)
 
 
-def leave_signals_to_parent(worker: int) -> None:
-    """Make a worker ignore the signals that end a run, which reach it too: its parent may want another batch first."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-
-
-def _obey_parent() -> None:
-    """End this process at a SIGTERM from its parent, and from nobody else."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, transform: Callable[[Any], Any] | None,
                  seed: int, pin_memory: bool = False, rank: int = 0,
                  ranks: int = 1) -> tuple[DataLoader, DataLoader]:
@@ -125,7 +106,7 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, tra
     # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.
     workers = min(args.workers, cores())  # more would only take turns, and PyTorch warns of them
     shared = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory,
-              "worker_init_fn": leave_signals_to_parent}
+              "worker_init_fn": follow_parent}
     train_batches = Batches(len(train), args.train_batch, seed=seed, rank=rank, ranks=ranks)
     test_batches = Batches(len(test), args.test_batch, seed=None, rank=rank, ranks=ranks)
     return (DataLoader(Keyed(train, transform, seed), batch_sampler=train_batches,

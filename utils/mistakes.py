@@ -33,8 +33,8 @@ def in_a_sentence() -> Iterator[None]:
 
 
 @contextmanager
-def about(given: str | Path) -> Iterator[None]:
-    """Context in which an OSError on a file or folder that the user gave, or on one below it, is the user's mistake.
+def about(*given: str | Path) -> Iterator[None]:
+    """Context in which an OSError on a file or folder that the user gave, or on one below, is the user's mistake.
 
     Raises:
         UserError: there was one.
@@ -43,7 +43,7 @@ def about(given: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         file = error.filename and Path(os.fsdecode(error.filename))
-        if not file or not file.resolve().is_relative_to(Path(given).resolve()):
+        if not file or not any(file.resolve().is_relative_to(Path(place).resolve()) for place in given):
             raise
         raise UserError(f"{file} cannot be used ({error.strerror}): see to it, or name another") from error
 

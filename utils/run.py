@@ -152,7 +152,9 @@ class Run:
                 stored = published.convert(stored, self.model, path)
             load_network(self.model, stored, path)
             self.load_state_dict(stored)
-        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UserError(f"{path} does not hold the state of a run ({type(error).__name__}: "
                              f"{str(error).splitlines()[0]}): resume from another file") from error
 

@@ -1,0 +1,277 @@
+"""Experiments as objects: defaults, what settles an argument, flags of a script's own, mistakes and faults."""
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+from torchvision import transforms
+
+import cifar_alexnetf
+import cifar_cifarnetf
+import dvs_cifar_convnetf
+import mnist_lenet
+from models import LeNet, dynamics
+from utils.errors import UserError
+from utils.experiment import Experiment
+
+OLD = Path(__file__).parent / "golden" / "run_at_85cf78f.pth.tar"
+IMAGES, LABELS = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
+
+# From the design, sections 3 and 4: what the four scripts share, and where they differ.
+SHARED = {
+    "path": "./data/raw", "workers": 4, "vth": 1.0, "vth_back": 0.5, "u_rest": None, "u_rest_back": None, "leaky": 1.0,
+    "time_step": 30, "train_batch": 128, "test_batch": 200, "gamma": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
+    "optimizer": "SGD", "start_epoch": None, "manualSeed": None, "checkpoint": None, "resume": "", "evaluate": False,
+    "gpu_id": "0", "method": "spide", "ide_tolerance": 1e-4, "ide_max_sweeps": 100, "engine": "auto",
+    "precision": "tf32", "accumulate": 1, "max_iters": None, "test_limit": None, "save_every": None,
+    "override": False, "deterministic": False, "dry_run": False}
+CIFAR = {"time_step_back": 250, "scale_factor": 400.0, "epochs": 100, "schedule": [50, 75], "lr": 0.05, "warmup": 400}
+LENET = {"time_step_back": 100, "scale_factor": 100.0, "epochs": 60, "schedule": [20, 40], "lr": 0.1, "warmup": 0,
+         "drop": 0.5}
+DIGITS = {**LENET, "train_batch": 32, "scale_factor": 25.0, "epochs": 16, "schedule": [11], "workers": 0}
+EVENTS = {"time_step_back": 250, "scale_factor": 400.0, "epochs": 70, "schedule": [50], "lr": 0.05, "warmup": 0,
+          "drop": 0.0, "data_len": 30, "frames": "reference", "frames_path": None}
+
+
+@pytest.fixture(autouse=True)
+def undo_random_state():
+    """Runs seed the global generators of this process."""
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("script, dataset, own", [
+    (mnist_lenet, "mnist", LENET), (mnist_lenet, "fashionmnist", LENET), (mnist_lenet, "digits", DIGITS),
+    (cifar_alexnetf, "cifar10", {**CIFAR, "drop": 0.2}), (cifar_alexnetf, "cifar100", {**CIFAR, "drop": 0.2}),
+    (cifar_cifarnetf, "cifar10", {**CIFAR, "drop": 0.25}),
+    (cifar_cifarnetf, "cifar100", {**CIFAR, "drop": 0.25, "scale_factor": 500.0}),
+    (dvs_cifar_convnetf, "cifar10-dvs", EVENTS)])
+def test_every_default(script, dataset: str, own: dict) -> None:
+    """The published settings, all of them; the first data set of a script is the one without a flag."""
+    assert vars(script.EXPERIMENT.arguments(["-d", dataset])) == {**SHARED, **own, "dataset": dataset}
+    first = next(iter(script.DATASET_DEFAULTS))
+    assert vars(script.EXPERIMENT.arguments()) == vars(script.EXPERIMENT.arguments(["-d", first]))
+
+
+def test_normalisation_and_augmentation() -> None:
+    """As published: MNIST plain, CIFAR with crop and flip, event frames with a crop alone."""
+    assert (mnist_lenet.MEAN, mnist_lenet.STD) == ((0.1307,), (0.3081,))
+    _, test, transform = mnist_lenet.build_data(mnist_lenet.EXPERIMENT.arguments(["-d", "digits"]))
+    assert [type(t) for t in transform.transforms] == [transforms.ToTensor, transforms.Normalize]
+    assert test[0][0].min().item() == pytest.approx(-0.1307 / 0.3081, abs=1e-6)
+    for script in (cifar_alexnetf, cifar_cifarnetf):
+        assert script.MEAN == (0.4914, 0.4822, 0.4465) and script.STD == (0.2023, 0.1994, 0.2010)
+        crop, flip = script.AUGMENTATION
+        assert isinstance(crop, transforms.RandomCrop) and (crop.size, crop.padding) == ((32, 32), 4)
+        assert isinstance(flip, transforms.RandomHorizontalFlip) and flip.p == 0.5
+    crop = dvs_cifar_convnetf.AUGMENTATION
+    assert isinstance(crop, transforms.RandomCrop) and (crop.size, crop.padding) == ((48, 48), 4)
+
+
+@pytest.mark.parametrize("script, kind, drop", [
+    (mnist_lenet, "LeNet", 0.5), (cifar_alexnetf, "AlexNetF", 0.2), (cifar_cifarnetf, "CIFARNetF", 0.25),
+    (dvs_cifar_convnetf, "ConvNetF", 0.0)])
+def test_flags_reach_the_network(script, kind: str, drop: float) -> None:
+    """What the flags of spiking networks say is what is built."""
+    flags = ("-t 7 -tb 9 --vth 1.5 --u_rest -0.5 --vth-back 0 --u-rest-back=-2 --leaky 0.9 --engine dense "
+             "--method ide --ide-tolerance 0.01 --ide-max-sweeps 5")
+    model = script.build_model(script.EXPERIMENT.arguments(flags.split()))
+    network = model.network
+    assert type(model).__name__ == kind and network.engine == "dense"
+    assert (network.time_step, network.time_step_back, network.neuron.leak) == (7, 9, 0.9)
+    assert (network.neuron.v_threshold, network.neuron.u_rest) == (1.5, -0.5)
+    assert (network.couple.v_threshold, network.couple.u_rest) == (1.5, -2)
+    assert (network.method, network.tolerance, network.max_sweeps) == ("ide", 0.01, 5)
+    assert [s for s in (network.input, *network.layers, network.feedback) if s is not None][-1].dropout == drop
+
+
+def add_flags(parser) -> None:
+    """Flags of a script's own."""
+    parser.add_argument("--noise_level", type=float, default=0.5, experiment=True, help="added to each pixel")
+    parser.add_argument("--pick", type=int, nargs="*", default=[0, 1], help="channels")
+    parser.checks.append(check)
+
+
+def check(args) -> None:
+    if args.noise_level < 0:
+        raise ValueError(f"--noise_level must not be negative, but is {args.noise_level}")
+
+
+def small(**changes) -> Experiment:
+    """An experiment of a few seconds on noise."""
+    def build_model(args):
+        return LeNet(widths=(2, 3, 8), image_size=8, num_classes=3, dropout=args.drop, **dynamics.of(args))
+
+    def build_data(args):
+        data = TensorDataset(IMAGES, LABELS)
+        return data, data, lambda x: x + args.noise_level * torch.rand(())
+
+    settings = {"defaults": {"dataset": "noise", "epochs": 2, "lr": 0.1, "train_batch": 8, "test_batch": 24,
+                             "workers": 0, "scale_factor": 100.0, "time_step": 4, "time_step_back": 6,
+                             "engine": "dense", "gpu_id": "-1"},
+                "dataset_defaults": {"noise": {}, "louder": {"noise_level": 2.0}}, "build_model": build_model,
+                "build_data": build_data, "flags": [dynamics.add_arguments, add_flags]}
+    return Experiment("A manual.", **{**settings, **changes})
+
+
+def test_flags_of_a_script(tmp_path, capsys) -> None:
+    """Both spellings, defaults of script and data set, range, plain storage, resuming, refusal, --override."""
+    experiment = small()
+    assert experiment.arguments().noise_level == 0.5
+    assert experiment.arguments(["-d", "louder"]).noise_level == 2.0
+    for spelling in ("--noise_level", "--noise-level"):
+        assert experiment.arguments([spelling, "1.5", "--pick"]).noise_level == 1.5
+    assert small(defaults={**experiment.defaults, "noise_level": 0.25}).arguments().noise_level == 0.25
+    with pytest.raises(UserError, match="--noise_level must not be negative, but is -1"):
+        experiment.arguments(["--noise-level=-1"])
+
+    experiment.main(["--noise_level", "1.5", "--pick", "2", "--max-iters", "2", "-c", str(tmp_path)])
+    assert "noise_level=1.5 " in capsys.readouterr().out
+    file = str(tmp_path / "checkpoint.pth.tar")
+    stored = torch.load(file, weights_only=True)["arguments"]
+    assert stored["noise_level"] == 1.5 and stored["pick"] == [2] and stored["manualSeed"] >= 0
+    kept = experiment.arguments(["--resume", file])
+    assert (kept.noise_level, kept.pick, kept.manualSeed) == (1.5, [2], stored["manualSeed"])
+    with pytest.raises(UserError, match="with another --noise_level .* was 1.5 and is now 1.0"):
+        experiment.arguments(["--resume", file, "--noise-level", "1"])
+    assert experiment.arguments(["--resume", file, "--noise-level", "1", "--override", "--pick", "0"]).pick == [0]
+    experiment.main(["--resume", file, "--epochs", "1"])
+    assert torch.load(file, weights_only=True)["iteration"] == 3
+
+
+def test_abbreviated_dataset_has_its_defaults() -> None:
+    """argparse completes ``--datas``; the defaults that depend on it follow."""
+    assert small().arguments(["--datas", "louder"]).noise_level == 2.0
+    assert mnist_lenet.EXPERIMENT.arguments(["--dataset=digits"]).train_batch == 32
+
+
+def test_faults_of_a_script_are_no_mistakes_of_its_user() -> None:
+    """Defaults that no flag takes, defaults that are missing, values that no checkpoint holds, a model that is none."""
+    defaults = small().defaults
+    with pytest.raises(ValueError, match="defaults name momentun, which is no flag"):
+        small(defaults={**defaults, "momentun": 0.8}).arguments()
+    with pytest.raises(ValueError, match="defaults for louder name nois"):
+        small(dataset_defaults={"noise": {}, "louder": {"nois": 1}}).arguments(["-d", "louder"])
+    with pytest.raises(ValueError, match="defaults name no lr"):
+        small(defaults={name: value for name, value in defaults.items() if name != "lr"}).arguments()
+    with pytest.raises(TypeError, match=r"--file makes PosixPath\('x'\)"):
+        small(flags=[*small().flags, lambda p: p.add_argument("--file", type=Path)]).arguments(["--file", "x"])
+    with pytest.raises(TypeError, match="made a Linear without num_classes and num_neurons and engine_on"):
+        small(build_model=lambda args: torch.nn.Linear(1, 1)).main(["--dry-run"])
+
+
+def test_arguments_stay_what_the_user_said(tmp_path) -> None:
+    """Nothing sets an argument in a whole run, training, resumed, evaluated; nothing can."""
+    seen = []
+
+    def build_model(args):
+        seen.append((args, copy.deepcopy(vars(args))))
+        return small().build_model(args)
+
+    experiment = small(build_model=build_model)
+    experiment.main(["-c", str(tmp_path), "--epochs", "1", "--resume", "auto"])
+    experiment.main(["-c", str(tmp_path), "--epochs", "2", "--resume", "auto"])
+    experiment.main(["--resume", str(tmp_path / "checkpoint.pth.tar"), "--evaluate"])
+    assert [args.resume for args, _ in seen] == ["auto", "auto", str(tmp_path / "checkpoint.pth.tar")]
+    assert len(seen) == 3 and all(vars(args) == before for args, before in seen)
+    with pytest.raises(AttributeError, match="args.lr cannot be set"):
+        seen[0][0].lr = 1.0
+    with pytest.raises(AttributeError):
+        del seen[0][0].lr
+
+
+def test_a_drawn_seed_is_kept(tmp_path) -> None:
+    """Runs without --manualSeed differ, and each goes on with its own."""
+    seeds = []
+    for name in "ab":
+        for _ in range(2):
+            small().main(["-c", str(tmp_path / name), "--resume", "auto", "--max-iters", "1"])
+            stored = torch.load(tmp_path / name / "checkpoint.pth.tar", weights_only=True)
+            seeds.append(stored["arguments"]["manualSeed"])
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+
+
+def test_auto_reads_a_checkpoint_once(tmp_path, monkeypatch) -> None:
+    """A checkpoint may be large and far away."""
+    small().main(["-c", str(tmp_path), "--max-iters", "1"])
+    load, read = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda path, **settings: read.append(path) or load(path, **settings))
+    small().main(["-c", str(tmp_path), "--max-iters", "2", "--resume", "auto"])
+    assert read == [tmp_path / "checkpoint.pth.tar"]
+
+
+def raising(error: Exception):
+    """A function that raises."""
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+class Failing(TensorDataset):
+    """Data whose samples cannot be had."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(IMAGES, LABELS)
+        self.error = error
+
+    def __getitem__(self, index: int):
+        raise self.error
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
+def test_a_fault_shows_its_traceback(kind: type, tmp_path) -> None:
+    """In what a researcher edits, network or data, here or in a worker, every exception but one is a fault."""
+    flags = ["-c", str(tmp_path), "--max-iters", "1"]
+    with pytest.raises(kind, match="a bug"):
+        small(build_model=raising(kind("a bug"))).main(flags)
+    with pytest.raises(kind, match="a bug"):
+        small(build_data=raising(kind("a bug"))).main(flags)
+    data = Failing(kind("a bug"))
+    for workers in "01":
+        with pytest.raises(kind, match="a bug"):
+            small(build_data=lambda args: (data, data, None)).main([*flags, "-j", workers])
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_mistake_is_one_sentence(workers: str, tmp_path) -> None:
+    """In a worker too, and with all its lines; an OSError on a file below what the user gave counts as such."""
+    data = Failing(UserError("file x is damaged:\nfetch it again"))
+    with pytest.raises(SystemExit) as stopped:
+        small(build_data=lambda args: (data, data, None)).main(["-c", str(tmp_path), "-j", workers])
+    assert stopped.value.code.partition(": error: ")[2] == "file x is damaged:\nfetch it again"
+    denied = PermissionError(13, "Permission denied", str(tmp_path / "images" / "1"))
+    with pytest.raises(SystemExit) as stopped:
+        small(build_data=raising(denied)).main(["--path", str(tmp_path), "-c", str(tmp_path)])
+    assert "images/1 cannot be used (Permission denied)" in stopped.value.code
+    with pytest.raises(PermissionError):
+        small(build_data=raising(denied)).main(["--path", str(tmp_path / "other"), "-c", str(tmp_path)])
+
+
+def test_checkpoint_of_before(tmp_path, capsys) -> None:
+    """A run that the code of commit 85cf78f left in the middle of its second epoch goes on where it stood."""
+    class LeNet(mnist_lenet.LeNet):
+        """The network of that run."""
+
+    experiment = replace(mnist_lenet.EXPERIMENT, build_model=lambda args: LeNet(
+        num_classes=10, widths=(2, 3, 8), dropout=args.drop, **dynamics.of(args)))
+    file = tmp_path / "checkpoint.pth.tar"
+    file.write_bytes(OLD.read_bytes())
+    old = torch.load(file, weights_only=True)
+    args = experiment.arguments(["--resume", str(file)])
+    assert (args.dataset, args.time_step_back, args.train_batch, args.scale_factor, args.manualSeed) == (
+        "digits", 20, 300, 3000, 3)
+    assert args.gpu_id == "0" and args.max_iters is None  # those say what one invocation does
+    experiment.main(["--resume", str(file), "--max-iters", "7", "--gpu-id", "-1"])
+    assert f"resumed {file} after epoch 1, iteration 7" in capsys.readouterr().out
+    experiment.main(["--resume", str(file), "--max-iters", "11", "--gpu-id", "-1", "--test-limit", "40"])
+    new = torch.load(file, weights_only=True)
+    assert (new["epoch"], new["batch"], new["iteration"]) == (2, 1, 11)
+    assert new["history"][0] == old["history"][0] and len(new["history"]) == 2
+    assert new["history"][1][1] == pytest.approx(2.30, abs=0.05)  # over the whole second epoch, from both sides
+    assert {"starved", "saturated"} >= set(new["warned"]) >= set(old["warned"])
+    moved = new["optimizer"]["state"][0]["momentum_buffer"] - old["optimizer"]["state"][0]["momentum_buffer"]
+    assert moved.abs().max() > 0 and new["state_dict"].keys() == old["state_dict"].keys()
