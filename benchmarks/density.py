@@ -1,6 +1,6 @@
 """How the time of a simulation grows with the density of spikes: event-driven against dense.
 
-    python -m benchmarks.density [--output benchmarks/density]
+    python -m benchmarks.density [--output docs/density]
 
 Writes OUTPUT.md and OUTPUT.png. *One layer*: the 3x3 convolution 96 -> 256 of AlexNet-F, forward, driven by spikes that
 are drawn at random. *Whole network*: a forward and a backward simulation of AlexNet-F at its 30 and 250 steps, its
@@ -107,7 +107,7 @@ def plot(tables: dict[str, list[Row]], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""))
+    parser.add_argument("--output", type=Path, default=Path("docs/density"))
     options = parser.parse_args()
     pairs = [whole_network(*setting) for setting in GAINS]
     tables = {"One layer, 30 steps": [one_layer(density) for density in DENSITIES],

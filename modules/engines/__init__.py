@@ -13,9 +13,9 @@ from modules.engines.event.engine import EventEngine
 from modules.engines.interface import BackwardResult, Engine, ForwardResult
 from modules.notices import warn_once
 
-__all__ = ["NAMES", "PRECISIONS", "BackwardResult", "Engine", "ForwardResult", "register", "require", "select"]
+__all__ = ["NAMES", "PRECISIONS", "BackwardResult", "Engine", "ForwardResult", "names", "register", "require", "select"]
 
-NAMES = ("auto", "dense", "event", "cuda")  # what --engine takes; cuda and auto may carry a precision, as cuda:bf16
+NAMES = ("auto", "dense", "event", "cuda")  # auto and cuda may carry a precision, as cuda:bf16
 _REGISTRY: dict[str, Engine] = {}
 
 
@@ -29,6 +29,11 @@ def register(engine: Engine) -> None:
     if engine.name in _REGISTRY:
         raise ValueError(f"there is an engine '{engine.name}' already: give this one another name")
     _REGISTRY[engine.name] = engine
+
+
+def names() -> tuple[str, ...]:
+    """Names of engines: those of the library, and what was registered besides."""
+    return *NAMES, *(name for name in _REGISTRY if name.partition(":")[0] not in NAMES)
 
 
 def select(engine: str | Engine, device: torch.device) -> Engine:
@@ -66,8 +71,7 @@ def require(engine: str | Engine) -> Engine:
             return _REGISTRY[name]
         if kind in ("auto", "cuda"):
             raise ValueError(f"there is no precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
-        own = [name for name in _REGISTRY if name.partition(":")[0] not in NAMES]
-        raise ValueError(f"there is no engine '{engine}'; choose one of {', '.join([*NAMES, *own])}")
+        raise ValueError(f"there is no engine '{engine}'; choose one of {', '.join(names())}")
     lacking = [part for part in ("name", "simulate_forward", "simulate_backward") if not hasattr(engine, part)]
     if isinstance(engine, ModuleType) or lacking:
         what = f"the module {engine.__name__}" if isinstance(engine, ModuleType) else f"a {type(engine).__name__}"
