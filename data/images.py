@@ -1,8 +1,8 @@
-"""Image datasets: MNIST, Fashion-MNIST and CIFAR through torchvision, and scikit-learn's digits."""
+"""Image datasets: MNIST, Fashion-MNIST and CIFAR through torchvision, scikit-learn's digits, images of one's own."""
 import argparse
 import hashlib
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,49 @@ def load(name: str, root: str | Path, *, train: bool, transform: Callable[[Any],
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def class_folders(root: str | Path, classes: Collection[str], *,
+                  transform: Callable[[Any], Any] | None = None) -> tuple[datasets.ImageFolder, datasets.ImageFolder]:
+    """Images of one's own: a training and a test set from ``<root>/train/<class>/`` and ``<root>/test/<class>/``.
+
+    Inputs are PIL images in colour, labels number the classes in alphabetical order.
+
+    Args:
+        root: folder of both; classes: the names of their subfolders, no more and no fewer.
+        transform: applied to each test image, if given.
+
+    Raises:
+        UserError: folders are missing, without images or of other classes; later, that a file is damaged or no image.
+    """
+    parts = []
+    for part, own in (("train", None), ("test", transform)):
+        folder = expand(root) / part
+        found = {path.name for path in subfolders(folder)}
+        if found != set(classes):
+            raise UserError(f"{folder} should hold the folders {', '.join(sorted(classes))}, one for each class, and "
+                            f"holds {', '.join(sorted(found)) or 'none'}: arrange the images so, or name their folder "
+                            f"with --path")
+        try:
+            parts.append(datasets.ImageFolder(str(folder), transform=own, loader=open_image))
+        except FileNotFoundError as error:
+            raise UserError(f"a class in {folder} has no images ({_first_line(error)}): put some there") from error
+    return tuple(parts)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a file, in 8-bit colour.
+
+    Raises:
+        UserError: it is damaged or no image, or has more than 8 bits a channel, which would be cut off.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":
+                raise UserError(f"{path} has more than 8 bits a channel: convert it to 8 bits")
+            return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for what it cannot make out
+        raise UserError(f"{path} is damaged or no image ({_first_line(error)}): replace or delete it") from error
 
 
 class Digits(Dataset):

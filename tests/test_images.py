@@ -1,4 +1,5 @@
-"""Image datasets as they lie on people's disks: found or named, not fetched anew in silence, nor unpickled unchecked."""
+"""Image datasets as they lie on people's disks: found or named, not fetched again in silence or unpickled unchecked."""
+import argparse
 import gzip
 import hashlib
 import pickle
@@ -6,12 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
 from torchvision.datasets import CIFAR10, FashionMNIST
 
 from data import images
 from tests import cifar
 from utils.errors import UserError
+from utils.loading import make_loaders
 
 MNIST_FILES = {f"{part}-{kind}-ubyte": (count, kind) for part, count in (("train", 3), ("t10k", 2))
                for kind in ("images-idx3", "labels-idx1")}
@@ -192,3 +198,81 @@ def test_home(tmp_path, monkeypatch):
     (tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte").mkdir(parents=True)
     with pytest.raises(UserError, match=f"^{tmp_path}/MNIST"):
         images.load("mnist", "~", train=True)
+
+
+# Images of one's own
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """Six photographs of two classes, of different sizes and kinds."""
+    from sklearn.datasets import load_sample_images
+
+    flower, china = (Image.fromarray(image) for image in reversed(load_sample_images().images))
+    for name, image in (("china", china), ("flower", flower)):
+        for part, sizes in (("train", (64, 50)), ("test", (40,))):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for size in sizes:
+                image.resize((size, 48)).save(folder / f"{size}.jpg")
+        image.resize((30, 30)).convert("L").save(tmp_path / "train" / name / "grey.png")
+    return tmp_path
+
+
+CLASSES = ("china", "flower")
+PREPARE = transforms.Compose([transforms.Resize((32, 32)), transforms.ToTensor()])
+
+
+def loaders(own: Path, *, grey: bool = False, workers: int = 0) -> list[DataLoader]:
+    """Loaders as a script gets them from its data."""
+    prepare = transforms.Compose([transforms.Grayscale(), PREPARE]) if grey else PREPARE
+    train, test = images.class_folders(own, CLASSES, transform=prepare)
+    args = argparse.Namespace(train_batch=6, test_batch=2, workers=workers, manualSeed=1, test_limit=None,
+                              pin_memory=False, rank=0, ranks=1)
+    return list(make_loaders(train, test, args, transform=prepare))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_own_images(own, grey):
+    """Photographs in class folders become batches of one size, in colour or grey, with their labels."""
+    for loader, count in zip(loaders(own, grey=grey, workers=2), (6, 2)):
+        (inputs, targets, _), = loader
+        assert inputs.shape == (count, 1 if grey else 3, 32, 32) and inputs.std() > 0.1
+        assert targets.bincount().tolist() == [count // 2] * 2
+        brightness = inputs[:, -1].mean((1, 2))
+        assert brightness[targets == 0].min() > brightness[targets == 1].max()  # a sky, and a dark garden
+
+
+@pytest.mark.parametrize("spoil", [lambda whole: whole[:len(whole) // 2], lambda whole: b"", lambda whole: b"<html>",
+                                   lambda whole: whole[:60] + bytes(500) + whole[560:]])
+@pytest.mark.parametrize("name", ["64.jpg", "grey.png"])
+def test_damaged_own_image(own, spoil, name):
+    """A damaged image is named, here and by the worker of a loader."""
+    path = own / "train" / "flower" / name
+    path.write_bytes(spoil(path.read_bytes()))
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=f"train/flower/{name} is damaged or no image"):
+            list(loaders(own, workers=workers)[0])
+
+
+def test_own_image_of_many_bits(own):
+    """16 bits a channel, which Pillow would make white, are refused."""
+    path = own / "test" / "china" / "40.jpg"
+    path.unlink()
+    Image.fromarray(np.full((40, 40), 30000, np.uint16)).save(path.with_suffix(".png"))
+    with pytest.raises(UserError, match="china/40.png has more than 8 bits"):
+        list(loaders(own)[1])
+
+
+@pytest.mark.parametrize("part, name, words", [
+    ("test", "china", "test should hold the folders china, flower, .* holds flower"),
+    ("train", "", "train should hold the folders china, flower, .* holds none")])
+def test_classes_that_differ(own, part, name, words):
+    """A class that one part lacks, which would number the others anew, is refused; so is one without images."""
+    shutil.rmtree(own / part / name)
+    with pytest.raises(UserError, match=words):
+        loaders(own)
+    for empty in CLASSES:
+        (own / part / empty).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UserError, match=f"a class in .*{part} has no images"):
+        loaders(own)
