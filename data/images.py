@@ -112,11 +112,12 @@ def open_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":
-                raise UserError(f"{path} has more than 8 bits a channel: convert it to 8 bits")
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for what it cannot make out
+            mode, colour = image.mode, image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for bad files
         raise UserError(f"{path} is damaged or no image ({_first_line(error)}): replace or delete it") from error
+    if mode[0] in "IF":
+        raise UserError(f"{path} has more than 8 bits a channel: convert it to 8 bits")
+    return colour
 
 
 class Digits(Dataset):

@@ -169,7 +169,10 @@ def test_recordings_may_go_once_all_is_converted(root, monkeypatch):
 
 
 @pytest.mark.parametrize("spoil", [lambda whole: whole[:-100], lambda whole: whole[:40], lambda whole: b"",
-                                   lambda whole: b"\0" * len(whole), lambda whole: whole.replace(b"(3, 2,", b"(2, 3,")])
+                                   lambda whole: b"\0" * len(whole), lambda whole: whole.replace(b"(3, 2,", b"(2, 3,"),
+                                   lambda whole: whole.replace(b"(3, 2,", b"((3, 2"),
+                                   lambda whole: whole.replace(b"(3, 2,", b"(03, 2"),
+                                   lambda whole: b"PK\3\4" + whole[4:]])
 def test_damaged_frames_are_named(root, spoil):
     """A damaged file of frames is named when it is opened, with what to do."""
     data = CIFAR10DVS(root, train=True, download=False, **SETTINGS)

@@ -244,15 +244,23 @@ def test_own_images(own, grey):
 
 
 @pytest.mark.parametrize("spoil", [lambda whole: whole[:len(whole) // 2], lambda whole: b"", lambda whole: b"<html>",
-                                   lambda whole: whole[:60] + bytes(500) + whole[560:]])
-@pytest.mark.parametrize("name", ["64.jpg", "grey.png"])
+                                   lambda whole: whole[:5] + bytes(500) + whole[505:]])
+@pytest.mark.parametrize("name", ["64.jpg", "grey.png", "plain.ppm"])
 def test_damaged_own_image(own, spoil, name):
-    """A damaged image is named, here and by the worker of a loader."""
+    """A damaged image is named."""
     path = own / "train" / "flower" / name
+    if name == "plain.ppm":
+        Image.open(path.with_name("64.jpg")).save(path)
     path.write_bytes(spoil(path.read_bytes()))
-    for workers in (0, 1):
-        with pytest.raises(UserError, match=f"train/flower/{name} is damaged or no image"):
-            list(loaders(own, workers=workers)[0])
+    with pytest.raises(UserError, match=f"train/flower/{name} is damaged or no image"):
+        list(loaders(own)[0])
+
+
+def test_damaged_own_image_in_a_worker(own):
+    """The worker of a loader names it too."""
+    (own / "train" / "flower" / "64.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="train/flower/64.jpg is damaged or no image"):
+        list(loaders(own, workers=1)[0])
 
 
 def test_own_image_of_many_bits(own):
