@@ -86,7 +86,7 @@ class CIFAR10DVS(Dataset):
         path = self.paths[index]
         try:
             frames = np.load(path)
-        except (OSError, EOFError, ValueError) as error:
+        except Exception as error:  # NumPy raises almost anything over a damaged header
             raise UserError(f"{path} cannot be read ({error}): delete it and run again, to convert it anew") from error
         if frames.shape != self.shape:
             raise UserError(f"{path} is damaged (it holds {frames.shape}, not {self.shape}): "

@@ -18,9 +18,9 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 from zipfile import BadZipFile, ZipFile
 
-from data.aedat import Events, parse_aedat, read_aedat
+from data.aedat import Events, parse_aedat
 from utils.errors import UserError
-from utils.files import FolderLock, expand, make_writable, replacing
+from utils.files import FolderLock, expand, make_writable, plain, replacing, subfolders
 from utils.progress import follow
 
 Key = tuple[str, int]  # class and number of a recording
@@ -62,7 +62,7 @@ class Recording(NamedTuple):
             UserError: the file or zip is damaged.
         """
         if self.member is None:
-            return read_aedat(self.path)
+            return parse_aedat(self.path.read_bytes(), str(self))
         try:
             with ZipFile(self.path) as archive:
                 contents = archive.read(self.member)
@@ -79,7 +79,7 @@ def dataset_folder(root: str | Path) -> Path:
     root = expand(root)
     if (root / FOLDER).is_dir():
         return root / FOLDER
-    return next((folder for folder in (root, *_folders(root)) if _plain(folder.absolute().name) in SPELLINGS),
+    return next((folder for folder in (root, *subfolders(root)) if plain(folder.absolute().name) in SPELLINGS),
                 root / FOLDER)
 
 
@@ -109,7 +109,7 @@ def find_other_forms(root: str | Path) -> Path | None:
     """A file below ``root`` that seems to hold recordings of this dataset, but in a form that cannot be read."""
     for place in _places(root):
         for entry in sorted(os.listdir(place)):
-            if _plain(entry).startswith(SPELLINGS) and _plain(entry).endswith(PACKED) and (place / entry).is_file():
+            if plain(entry).startswith(SPELLINGS) and plain(entry).endswith(PACKED) and (place / entry).is_file():
                 return place / entry
             if entry in CLASSES:
                 for base, _, files in os.walk(place / entry):
@@ -131,17 +131,7 @@ def _places(root: str | Path) -> Iterator[Path]:
     for top in dict.fromkeys((dataset_folder(root), expand(root))):
         if top.is_dir():
             yield top
-            yield from (folder for folder in _folders(top) if not re.match(r"\.|frames\d+_", folder.name))
-
-
-def _folders(folder: Path) -> list[Path]:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return sorted(path for path in folder.iterdir() if path.is_dir() and os.access(path, os.R_OK | os.X_OK))
-    return []
-
-
-def _plain(name: str) -> str:
-    return re.sub("[^a-z0-9]", "", name.lower())
+            yield from (folder for folder in subfolders(top) if not re.match(r"\.|frames\d+_", folder.name))
 
 
 def _in_zip(archive: Path, name: str, *, strict: bool) -> dict[Key, Recording]:

@@ -1,8 +1,7 @@
-"""Image datasets: MNIST, Fashion-MNIST and CIFAR through torchvision, and scikit-learn's digits."""
+"""Image datasets: MNIST, Fashion-MNIST and CIFAR through torchvision, scikit-learn's digits, images of one's own."""
 import hashlib
-import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
+
+from utils.errors import UserError
+from utils.files import expand, plain, subfolders
+from utils.progress import say
 
 TORCHVISION = {"mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
                "cifar100": datasets.CIFAR100}
@@ -39,22 +42,78 @@ def load(name: str, root: str | Path, *, train: bool, transform: Callable[[Any],
         transform: applied to each PIL image, if given.
 
     Raises:
-        ValueError: the data are missing and cannot be fetched, or a file is damaged; the sentence names it.
+        UserError: the data are missing and cannot be fetched, or a file is damaged; the sentence names it.
     """
     if name == "digits":
         return Digits(train=train, transform=transform)
-    kind = TORCHVISION[name]
+    kind, root = TORCHVISION[name], expand(root)
+    if not _complete(kind, root):
+        root = _find_root(kind, root)
+    try:
+        return kind(root, train=train, transform=transform)
+    except Exception as error:  # torchvision reports a bad file, or none, by almost any type
+        folder = root / _inner(kind)
+        damage = _find_damage(kind, folder)
+        if damage:
+            raise UserError(f"{damage}: delete it and run again with a network, or put a good copy there") from error
+        if _complete(kind, root):
+            raise UserError(f"the files of {name} in {folder} cannot be read ({_first_line(error)}): delete them and "
+                            f"run again with a network, or put good copies there") from error
+    say(f"{name} is not in {folder}: fetching what is missing")
     try:
         with _connect_timeout(CONNECT_TIMEOUT):
             return kind(root, train=train, download=True, transform=transform)
-    except Exception as error:  # torchvision reports a bad file or a failed download by almost any type
-        damage = _find_damage(kind, Path(root))
-        folder = _folder(kind, Path(root))
-        if damage:
-            raise ValueError(f"{damage}: delete it and run again with a network, or put a good copy there") from error
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{name} is not in {folder} and could not be downloaded ({reason}): fetch it elsewhere and "
-                         f"put its files there, or name the folder that holds them with --path") from error
+    except Exception as error:
+        raise UserError(f"{name} is not in {folder} and could not be downloaded ({_first_line(error)}): fetch it "
+                        f"elsewhere and put its files there, or name the folder that holds them with --path") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def class_folders(root: str | Path, classes: Collection[str], *,
+                  transform: Callable[[Any], Any] | None = None) -> tuple[datasets.ImageFolder, datasets.ImageFolder]:
+    """Images of one's own: a training and a test set from ``<root>/train/<class>/`` and ``<root>/test/<class>/``.
+
+    Inputs are PIL images in colour, labels number the classes in alphabetical order.
+
+    Args:
+        root: folder of both; classes: the names of their subfolders, no more and no fewer.
+        transform: applied to each test image, if given.
+
+    Raises:
+        UserError: folders are missing, without images or of other classes; later, that a file is damaged or no image.
+    """
+    parts = []
+    for part, own in (("train", None), ("test", transform)):
+        folder = expand(root) / part
+        found = {path.name for path in subfolders(folder)}
+        if found != set(classes):
+            raise UserError(f"{folder} should hold the folders {', '.join(sorted(classes))}, one for each class, and "
+                            f"holds {', '.join(sorted(found)) or 'none'}: arrange the images so, or name their folder "
+                            f"with --path")
+        try:
+            parts.append(datasets.ImageFolder(str(folder), transform=own, loader=open_image))
+        except FileNotFoundError as error:
+            raise UserError(f"a class in {folder} has no images ({_first_line(error)}): put some there") from error
+    return tuple(parts)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a file, in 8-bit colour.
+
+    Raises:
+        UserError: it is damaged or no image, or has more than 8 bits a channel, which would be cut off.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, colour = image.mode, image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for bad files
+        raise UserError(f"{path} is damaged or no image ({_first_line(error)}): replace or delete it") from error
+    if mode[0] in "IF":
+        raise UserError(f"{path} has more than 8 bits a channel: convert it to 8 bits")
+    return colour
 
 
 class Digits(Dataset):
@@ -85,43 +144,83 @@ class Digits(Dataset):
         return len(self.images)
 
 
-def _folder(kind: type, root: Path) -> Path:
-    """Where torchvision keeps the files of a dataset."""
-    return root / kind.base_folder if hasattr(kind, "base_folder") else root / kind.__name__ / "raw"
+# The files of a dataset. CIFAR's are pickles, which can do anything when they are read: torchvision reads those of the
+# published md5 and no others, and nothing here reads any.
 
 
-def _find_damage(kind: type, root: Path) -> str | None:
-    """The first file of a dataset that is there but cannot be right, in words, or None."""
-    folder = _folder(kind, root)
+def _inner(kind: type) -> Path:
+    """Where torchvision keeps the files of a dataset, from the folder that it is given."""
+    return Path(kind.base_folder) if hasattr(kind, "base_folder") else Path(kind.__name__, "raw")
+
+
+def _files(kind: type) -> dict[str, str | None]:
+    """Names of the files of a dataset, and the md5 of each where it is known."""
     if hasattr(kind, "base_folder"):
-        listed = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-        present = [(folder / name, md5) for name, md5 in listed if (folder / name).exists()]
-        for path, _ in present:
-            if not _unpickles(path):
-                return f"{path} is truncated or damaged"
-        missing = next((folder / name for name, _ in listed if not (folder / name).exists()), None)
-        if present and missing:
-            return f"{missing} is missing, though other files of the dataset are there"
-        for path, md5 in present:
-            if hashlib.md5(path.read_bytes()).hexdigest() != md5:
-                return f"{path} is not the published file (its md5 differs)"
-        return None
-    for path in sorted(folder.glob("*-ubyte")) if folder.is_dir() else []:
+        return dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+    return {name.removesuffix(".gz"): None for name, _ in kind.resources}
+
+
+def _complete(kind: type, root: Path) -> bool:
+    return all((root / _inner(kind) / name).is_file() for name in _files(kind))
+
+
+def _find_root(kind: type, root: Path) -> Path:
+    """The folder to give to torchvision, where its files lie above or below ``root``; ``root`` if there are none.
+
+    Raises:
+        UserError: there are files, but not in a folder or under names that torchvision takes.
+    """
+    inner, whole = _inner(kind), root.absolute()
+    others = {plain(other.__name__) for other in TORCHVISION.values()} - {plain(kind.__name__)}
+    if others & {plain(part) for part in whole.parts[-len(inner.parts):]}:
+        return root  # the other one's folder: files of MNIST and Fashion-MNIST have the same names
+    above = [whole.parents[depth] for depth in range(len(inner.parts))
+             if whole.parts[-depth - 1:] == inner.parts[:depth + 1]]
+    own = {plain(name) for name in (kind.__name__, *inner.parts, getattr(kind, "filename", "").split(".")[0])}
+    below = [root]
+    for folder in below:  # which grows
+        below += [path for path in subfolders(folder) if plain(path.name) in own]
+    for folder in (*above, *below):
+        if _complete(kind, folder):
+            return folder
+    for folder in below:
+        found = {name: _under_another_name(folder, name) for name in _files(kind)}
+        for name, path in found.items():
+            if (folder / name).is_dir():
+                raise UserError(f"{folder / name} is a folder, but should be a file: "
+                                + (f"put {path} in its place" if path else "delete it"))
+        for name, path in found.items():
+            place = root / inner / (path.name if path and path.suffix == ".gz" else name)
+            if all(found.values()) and path != place:
+                raise UserError(f"a file of {kind.__name__} is {path}, but should be {place}: move it there, and the "
+                                f"others likewise")
+    return root
+
+
+def _under_another_name(folder: Path, name: str) -> Path | None:
+    """A file of a dataset as people and programs that unpack archives name it: with a dot, in a folder, or packed."""
+    names = (name, name.replace("-idx", ".idx"))
+    paths = [*names, *(f"{outer}/{own}" for outer in names for own in names), *(f"{own}.gz" for own in names)]
+    return next((folder / path for path in paths if (folder / path).is_file()), None)
+
+
+def _find_damage(kind: type, folder: Path) -> str | None:
+    """The first file of a dataset that is there but cannot be right, in words, or None."""
+    for name, md5 in _files(kind).items():
+        path = folder / name
+        if not path.is_file():
+            continue
         contents = path.read_bytes()
-        sizes = np.frombuffer(contents[4:4 + 4 * contents[3]], ">i4") if len(contents) > 8 else [-1]
-        expected = 4 + 4 * len(sizes) + int(np.prod(sizes))
-        if len(contents) != expected:
-            return f"{path} is truncated or damaged ({len(contents)} bytes where its header announces {expected})"
+        if md5 and hashlib.md5(contents, usedforsecurity=False).hexdigest() != md5:
+            return f"{path} is truncated or damaged, or not the published file (its md5 differs)"
+        if kind.__name__.startswith("CIFAR") and not contents.endswith(b"."):  # the mark at the end of every pickle
+            return f"{path} is truncated or damaged"
+        if name.endswith("-ubyte"):
+            sizes = np.frombuffer(contents[4:4 + 4 * contents[3]], ">i4") if len(contents) > 8 else [-1]
+            expected = 4 + 4 * len(sizes) + int(np.prod(sizes))
+            if len(contents) != expected:
+                return f"{path} is truncated or damaged ({len(contents)} bytes where its header announces {expected})"
     return None
-
-
-def _unpickles(path: Path) -> bool:
-    """Whether a CIFAR batch can be read and holds as many images as labels."""
-    try:
-        batch = pickle.loads(path.read_bytes(), encoding="latin1")
-        return "data" not in batch or len(batch["data"]) == len(batch.get("labels", batch.get("fine_labels", ())))
-    except Exception:  # a damaged pickle may raise anything
-        return False
 
 
 @contextmanager

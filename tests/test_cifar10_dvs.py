@@ -1,4 +1,6 @@
 """CIFAR10-DVS from the server to the batch: downloads that fail, conversions that are interrupted, the split."""
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -8,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from zipfile import ZipFile
@@ -17,13 +20,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data import cifar10_dvs, dvs_files
+from data import cifar10_dvs, dvs_convert, dvs_files
 from data.aedat import read_aedat
 from data.cifar10_dvs import CIFAR10DVS
 from data.dvs_convert import cache_folder, convert
-from data.dvs_files import CLASSES, FILES, FOLDER, fetch, find_recordings
+from data.dvs_files import CLASSES, FILES, FOLDER, Recording, fetch, find_recordings
 from data.frames import clean_transform, events_to_frames, reference_transform
+from tests.processes import environment
 from tests.recordings import make_dataset
+from utils.errors import UserError
 
 SETTINGS = {"frames": 3, "transform": "reference"}
 REPOSITORY = Path(__file__).parents[1]
@@ -164,7 +169,10 @@ def test_recordings_may_go_once_all_is_converted(root, monkeypatch):
 
 
 @pytest.mark.parametrize("spoil", [lambda whole: whole[:-100], lambda whole: whole[:40], lambda whole: b"",
-                                   lambda whole: b"\0" * len(whole), lambda whole: whole.replace(b"(3, 2,", b"(2, 3,")])
+                                   lambda whole: b"\0" * len(whole), lambda whole: whole.replace(b"(3, 2,", b"(2, 3,"),
+                                   lambda whole: whole.replace(b"(3, 2,", b"((3, 2"),
+                                   lambda whole: whole.replace(b"(3, 2,", b"(03, 2"),
+                                   lambda whole: b"PK\3\4" + whole[4:]])
 def test_damaged_frames_are_named(root, spoil):
     """A damaged file of frames is named when it is opened, with what to do."""
     data = CIFAR10DVS(root, train=True, download=False, **SETTINGS)
@@ -179,6 +187,145 @@ def test_wrong_settings(recorded, wrong, message):
     """Settings that make no sense are refused before anything is downloaded or converted."""
     with pytest.raises(ValueError, match=message):
         CIFAR10DVS(recorded, train=True, **SETTINGS | wrong)
+
+
+# Folders
+
+
+def nest(root: Path) -> Path:
+    """Zips that were extracted, each into a folder of its class."""
+    for name in CLASSES:
+        (root / FOLDER / name).rename(root / "inner")
+        (root / FOLDER / name).mkdir()
+        (root / "inner").rename(root / FOLDER / name / name)
+    return root
+
+
+def name_itself(root: Path) -> Path:
+    """The flag names the folder of the dataset."""
+    return root / FOLDER
+
+
+def spell(root: Path) -> Path:
+    """The folder has the name that other programs give it."""
+    (root / FOLDER).rename(root / "CIFAR10DVS")
+    return root
+
+
+def spell_and_name_itself(root: Path) -> Path:
+    """Both at once."""
+    return spell(root) / "CIFAR10DVS"
+
+
+def extract(root: Path) -> Path:
+    """Another library's folder, which keeps extracted recordings on a level of their own."""
+    (root / FOLDER).rename(root / "extract")
+    (root / "download").mkdir()
+    return root
+
+
+def extract_inside(root: Path) -> Path:
+    """The same within the folder of the dataset."""
+    (root / FOLDER).rename(root / "extract")
+    (root / FOLDER).mkdir()
+    (root / "extract").rename(root / FOLDER / "extract")
+    return root
+
+
+def flatten(root: Path) -> Path:
+    """All recordings in one folder."""
+    for name in CLASSES:
+        for path in (root / FOLDER / name).iterdir():
+            path.rename(root / FOLDER / path.name)
+        (root / FOLDER / name).rmdir()
+    return root
+
+
+@pytest.mark.parametrize("rearrange", [nest, name_itself, spell, spell_and_name_itself, extract, extract_inside,
+                                       flatten])
+def test_layouts(root, recorded, monkeypatch, rearrange):
+    """Recordings are found in the layouts that people have, and nothing is downloaded again."""
+    shutil.rmtree(cache_folder(root, **SETTINGS))
+    monkeypatch.setattr(dvs_files, "urlopen", lambda *_, **__: pytest.fail("something was downloaded"))
+    path = rearrange(root)
+    found = find_recordings(path)
+    assert found.keys() == find_recordings(recorded).keys()
+    for name in CLASSES[1:]:  # one class stands for all
+        for key in [key for key in found if key[0] == name]:
+            found[key].path.unlink()
+    whole = {name: frames for name, frames in frames_of(recorded).items() if CLASSES[0] in name}
+    convert(path, workers=1, **SETTINGS)
+    assert frames_of(path) == whole
+
+
+def test_frames_stay_where_they_were_made(root):
+    """Frames of a dataset are found by the name of the folder above and by its own name alike."""
+    assert cache_folder(root / FOLDER, **SETTINGS) == cache_folder(root, **SETTINGS)
+    assert len(CIFAR10DVS(root / FOLDER, train=True, download=False, **SETTINGS)) == 20
+
+
+@pytest.mark.parametrize("other", ["events_np/cat/cifar10_cat_3.npz", "cat/train/cifar10_cat_3.mat",
+                                   "CIFAR10-DVS.tar.gz", "cifar10_dvs.zip"])
+@pytest.mark.parametrize("download", [True, False])
+def test_other_forms_are_named(tmp_path, monkeypatch, other, download):
+    """Files of the dataset in a form that cannot be read are named, with what is expected, and not downloaded anew."""
+    monkeypatch.setattr(dvs_files, "urlopen", lambda *_, **__: pytest.fail("something was downloaded"))
+    (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / other).write_bytes(b"something")
+    with pytest.raises(UserError) as refusal:
+        CIFAR10DVS(tmp_path, train=True, download=download)
+    assert str(tmp_path / other) in str(refusal.value) and str(tmp_path / FOLDER) in str(refusal.value)
+
+
+def test_strangers_do_not_matter(root):
+    """Files of other datasets beside, even under the names of classes, are neither recordings nor in the way."""
+    for place in (root, root / "pets"):
+        (place / "cat").mkdir(parents=True)
+        (place / "cat" / "cat_1.png").write_bytes(b"")
+        (place / "dog.zip").write_bytes(b"no zip")
+    assert dvs_files.find_other_forms(root) is None
+    assert len(find_recordings(root)) == 30
+
+
+def test_home(root, monkeypatch):
+    """``~`` is the home folder, for recordings and for frames."""
+    monkeypatch.setenv("HOME", str(root.parent))
+    monkeypatch.chdir(root)
+    assert find_recordings("~/raw").keys() == find_recordings(root).keys()
+    for path in (root / FOLDER).glob("*/*_[01].aedat"):
+        path.unlink()
+    convert("~/raw", cache="~/frames", workers=1, **SETTINGS)
+    data = CIFAR10DVS("~/raw", train=False, download=False, cache="~/frames", **SETTINGS)
+    assert len(data) == 10 and data.paths[0].is_relative_to(root.parent / "frames")
+    assert not list(root.glob("~*"))
+
+
+def test_recordings_that_may_only_be_read(root, monkeypatch, tmp_path):
+    """Where the recordings' folder cannot be written, frames go where they are told to; without a word of it, said."""
+    shutil.rmtree(cache_folder(root, **SETTINGS))
+    whole = pack(root, "cat")
+    publish(monkeypatch, {"cat": whole})
+    for name in CLASSES:
+        if name != "cat":
+            shutil.rmtree(root / FOLDER / name)
+
+    def below_root(call: Callable) -> Callable:
+        def refuse(path: object, *args: object, **settings: object) -> object:
+            if Path(path).is_relative_to(root):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return call(path, *args, **settings)
+        return refuse
+
+    monkeypatch.setattr(os, "mkdir", below_root(os.mkdir))
+    monkeypatch.setattr(os, "open", below_root(os.open))
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UserError, match="cannot write frames to .*Read-only file system.*--frames-path"):
+        convert(root, **SETTINGS)
+    monkeypatch.setattr(cifar10_dvs, "PER_CLASS", 0)  # nothing to download
+    data = CIFAR10DVS(root, train=True, cache=tmp_path / "frames", **SETTINGS)
+    assert len(data) == 2 and sorted(root.rglob("*")) == before
+    with pytest.raises(UserError, match="cannot write recordings to .*--path"):
+        fetch(root, ["dog"])
 
 
 # Download
@@ -323,3 +470,60 @@ def test_interrupted_conversion(root, number):
     assert len(frames) == 130 and not list(cache.glob(".*.part"))
     for copy in range(3, 103):
         assert frames[f"cifar10_cat_{copy}.npy"] == frames["cifar10_cat_1.npy"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_conversion_without_file_locks(root, monkeypatch, error):
+    """A file system without file locks does not stop a conversion, nor do two at a time meet."""
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    before = frames_of(root)
+    for path in cache_folder(root, **SETTINGS).glob("*_cat_*.npy"):
+        path.unlink()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda _: convert(root, workers=1, **SETTINGS), range(2)))
+    assert frames_of(root) == before and not list(cache_folder(root, **SETTINGS).glob(".*"))
+
+
+SCRIPT = """
+import warnings
+warnings.simplefilter("ignore")
+from data.cifar10_dvs import CIFAR10DVS
+print("run")
+print(len(CIFAR10DVS("raw", train=True, frames=3, transform="reference", download=False)))
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "standard input"])
+def test_scripts_without_a_guard(root, tmp_path, way):
+    """A script without ``if __name__ == "__main__"`` that converts runs once and ends, however it is given to Python.
+
+    It runs in a folder where another ``data`` stands, as is common."""
+    for path in cache_folder(root, **SETTINGS).glob("*_cat_*.npy"):
+        path.unlink()
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dvs_convert.py").write_text("raise SystemExit('another data')")
+    command = {"file": ["script.py"], "standard input": ["-"]}[way]
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment(), capture_output=True, text=True,
+                          input=SCRIPT if way == "standard input" else None, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["run", "Converting recordings, recording 0/3",
+                                        "Converting recordings, recording 3/3", "20"]
+
+
+def test_faults_of_workers(root, monkeypatch, tmp_path):
+    """A worker's fault shows its traceback, a transform that it does not know is named, and so is one that dies."""
+    jobs = [(Recording(None), tmp_path / "frames.npy")]
+    with pytest.raises(RuntimeError, match="Traceback (?s:.*)in _convert_one(?s:.*)AttributeError"):
+        list(dvs_convert._on_all_cores(jobs, (3, "reference", 48), 1))
+    with pytest.raises(UserError, match="'blur' is unknown .*data/frames.py"):
+        list(dvs_convert._on_all_cores(jobs, (3, "blur", 48), 1))
+    good = Recording(root / FOLDER / "cat" / "cifar10_cat_0.aedat")
+    with pytest.raises(UserError, match="No such file .*missing"):
+        list(dvs_convert._on_all_cores([(good, tmp_path / "missing" / "frames.npy")], (3, "reference", 48), 1))
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(UserError, match="ended with status 1"):
+        list(dvs_convert._on_all_cores(jobs, (3, "reference", 48), 1))

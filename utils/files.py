@@ -8,12 +8,14 @@ import fcntl
 import json
 import os
 import random
+import re
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO, Self
 
 from utils.errors import UserError
@@ -69,6 +71,18 @@ def expand(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that can be looked into, in order of their names; none where it is not there."""
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        return sorted(path for path in folder.iterdir() if path.is_dir() and os.access(path, os.R_OK | os.X_OK))
+    return []
+
+
+def plain(name: str) -> str:
+    """A name without case and punctuation: people spell folders of data sets in many ways."""
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
 def make_writable(folder: Path) -> None:
     """Make a folder, unless it is there, and try whether it can be written.
 
@@ -76,8 +90,8 @@ def make_writable(folder: Path) -> None:
         OSError: it cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / ".writable", b"")
-    (folder / ".writable").unlink()
+    with TemporaryFile(dir=folder):
+        pass
 
 
 def remove_leftovers(folder: Path) -> None:
