@@ -262,6 +262,8 @@ def test_frames_stay_where_they_were_made(root):
     """Frames of a dataset are found by the name of the folder above and by its own name alike."""
     assert cache_folder(root / FOLDER, **SETTINGS) == cache_folder(root, **SETTINGS)
     assert len(CIFAR10DVS(root / FOLDER, train=True, download=False, **SETTINGS)) == 20
+    above = root.rename(root.with_name("CIFAR10-DVS"))
+    assert cache_folder(above, **SETTINGS).parent == above / FOLDER
 
 
 @pytest.mark.parametrize("other", ["events_np/cat/cifar10_cat_3.npz", "cat/train/cifar10_cat_3.mat",
@@ -461,6 +463,7 @@ def test_interrupted_conversion(root, number):
     assert process.wait(10) != 0
     done = {path: path.stat() for path in cache.glob("*.npy")}
     assert 40 <= len(done) < 130
+    assert number != signal.SIGINT or not list(cache.glob(".*"))
     for path in done:
         assert np.load(path).shape == (3, 2, 48, 48)
     convert(root, workers=1, **SETTINGS)
@@ -473,8 +476,8 @@ def test_interrupted_conversion(root, number):
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_conversion_without_file_locks(root, monkeypatch, error):
-    """A file system without file locks does not stop a conversion, nor do two at a time meet."""
+def test_conversion_without_file_locks(root, monkeypatch, capsys, error):
+    """A file system without file locks does not stop a conversion, and of two at a time the second finds all done."""
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(error, os.strerror(error))
 
@@ -485,6 +488,7 @@ def test_conversion_without_file_locks(root, monkeypatch, error):
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda _: convert(root, workers=1, **SETTINGS), range(2)))
     assert frames_of(root) == before and not list(cache_folder(root, **SETTINGS).glob(".*"))
+    assert capsys.readouterr().out.count("Converting recordings, recording 0/3") == 1
 
 
 SCRIPT = """
@@ -500,13 +504,14 @@ print(len(CIFAR10DVS("raw", train=True, frames=3, transform="reference", downloa
 def test_scripts_without_a_guard(root, tmp_path, way):
     """A script without ``if __name__ == "__main__"`` that converts runs once and ends, however it is given to Python.
 
-    It runs in a folder where another ``data`` stands, as is common."""
+    It may run in a folder where another package ``data`` stands."""
     for path in cache_folder(root, **SETTINGS).glob("*_cat_*.npy"):
         path.unlink()
-    (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "dvs_convert.py").write_text("raise SystemExit('another data')")
-    command = {"file": ["script.py"], "standard input": ["-"]}[way]
+    if way == "file":
+        for folder, contents in (("scripts", SCRIPT), ("data", "raise SystemExit('another data')")):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "__init__.py").write_text(contents)
+    command = {"file": ["scripts/__init__.py"], "standard input": ["-"]}[way]
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment(), capture_output=True, text=True,
                           input=SCRIPT if way == "standard input" else None, timeout=60)
     assert done.returncode == 0, done.stderr
