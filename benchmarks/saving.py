@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from cifar_alexnetf import EXPERIMENT
+from utils.checkpoint import LAST
 from utils.experiment import make_optimizer
-from utils.files import LAST
 from utils.run import Run
 
 if __name__ == "__main__":

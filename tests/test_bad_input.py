@@ -16,14 +16,6 @@ from tests.recordings import make_dataset
 LENET = ("mnist_lenet.py", "-d", "digits", *BRIEF)
 
 
-@pytest.fixture(autouse=True)
-def undo_random_state():
-    """Scripts seed the global generators of this process."""
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
-
-
 @pytest.fixture
 def sentence(monkeypatch, tmp_path):
     """Run a script within this process and return the sentence that it ends with."""

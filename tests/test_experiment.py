@@ -12,12 +12,11 @@ import cifar_alexnetf
 import cifar_cifarnetf
 import dvs_cifar_convnetf
 import mnist_lenet
-from models import LeNet, dynamics
+from models import dynamics
+from tests.small import IMAGES, LABELS, small
 from utils.errors import UserError
-from utils.experiment import Experiment
 
 OLD = Path(__file__).parent / "golden" / "run_at_85cf78f.pth.tar"
-IMAGES, LABELS = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 
 # From the design, sections 3 and 4: what the four scripts share, and where they differ.
 SHARED = {
@@ -26,21 +25,14 @@ SHARED = {
     "optimizer": "SGD", "start_epoch": None, "manualSeed": None, "checkpoint": None, "resume": "", "evaluate": False,
     "gpu_id": "0", "method": "spide", "ide_tolerance": 1e-4, "ide_max_sweeps": 100, "engine": "auto",
     "precision": "tf32", "accumulate": 1, "max_iters": None, "test_limit": None, "save_every": None,
-    "override": False, "deterministic": False, "dry_run": False}
+    "override": False, "deterministic": False, "dry_run": False,
+    "log_every": 10, "export": None, "new_readout": False}
 CIFAR = {"time_step_back": 250, "scale_factor": 400.0, "epochs": 100, "schedule": [50, 75], "lr": 0.05, "warmup": 400}
 LENET = {"time_step_back": 100, "scale_factor": 100.0, "epochs": 60, "schedule": [20, 40], "lr": 0.1, "warmup": 0,
          "drop": 0.5}
 DIGITS = {**LENET, "train_batch": 32, "scale_factor": 25.0, "epochs": 16, "schedule": [11], "workers": 0}
 EVENTS = {"time_step_back": 250, "scale_factor": 400.0, "epochs": 70, "schedule": [50], "lr": 0.05, "warmup": 0,
           "drop": 0.0, "data_len": 30, "frames": "reference", "frames_path": None}
-
-
-@pytest.fixture(autouse=True)
-def undo_random_state():
-    """Runs seed the global generators of this process."""
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
 
 
 @pytest.mark.parametrize("script, dataset, own", [
@@ -88,35 +80,6 @@ def test_flags_reach_the_network(script, kind: str, drop: float) -> None:
     assert [s for s in (network.input, *network.layers, network.feedback) if s is not None][-1].dropout == drop
 
 
-def add_flags(parser) -> None:
-    """Flags of a script's own."""
-    parser.add_argument("--noise_level", type=float, default=0.5, experiment=True, help="added to each pixel")
-    parser.add_argument("--pick", type=int, nargs="*", default=[0, 1], help="channels")
-    parser.checks.append(check)
-
-
-def check(args) -> None:
-    if args.noise_level < 0:
-        raise ValueError(f"--noise_level must not be negative, but is {args.noise_level}")
-
-
-def small(**changes) -> Experiment:
-    """An experiment of a few seconds on noise."""
-    def build_model(args):
-        return LeNet(widths=(2, 3, 8), image_size=8, num_classes=3, dropout=args.drop, **dynamics.of(args))
-
-    def build_data(args):
-        data = TensorDataset(IMAGES, LABELS)
-        return data, data, lambda x: x + args.noise_level * torch.rand(())
-
-    settings = {"defaults": {"dataset": "noise", "epochs": 2, "lr": 0.1, "train_batch": 8, "test_batch": 24,
-                             "workers": 0, "scale_factor": 100.0, "time_step": 4, "time_step_back": 6,
-                             "engine": "dense", "gpu_id": "-1"},
-                "dataset_defaults": {"noise": {}, "louder": {"noise_level": 2.0}}, "build_model": build_model,
-                "build_data": build_data, "flags": [dynamics.add_arguments, add_flags]}
-    return Experiment("A manual.", **{**settings, **changes})
-
-
 def test_flags_of_a_script(tmp_path, capsys) -> None:
     """Both spellings, defaults of script and data set, range, plain storage, resuming, refusal, --override."""
     experiment = small()
@@ -159,7 +122,7 @@ def test_faults_of_a_script_are_no_mistakes_of_its_user() -> None:
         small(defaults={name: value for name, value in defaults.items() if name != "lr"}).arguments()
     with pytest.raises(TypeError, match=r"--file makes PosixPath\('x'\)"):
         small(flags=[*small().flags, lambda p: p.add_argument("--file", type=Path)]).arguments(["--file", "x"])
-    with pytest.raises(TypeError, match="made a Linear without num_classes and num_neurons and engine_on"):
+    with pytest.raises(TypeError, match="made a Linear without num_classes and num_neurons and classifier"):
         small(build_model=lambda args: torch.nn.Linear(1, 1)).main(["--dry-run"])
 
 
@@ -248,7 +211,7 @@ def test_a_mistake_is_one_sentence(workers: str, tmp_path) -> None:
         small(build_data=raising(denied)).main(["--path", str(tmp_path), "-c", str(tmp_path)])
     assert "images/1 cannot be used (Permission denied)" in stopped.value.code
     with pytest.raises(PermissionError):
-        small(build_data=raising(denied)).main(["--path", str(tmp_path / "other"), "-c", str(tmp_path)])
+        small(build_data=raising(denied)).main(["--path", str(tmp_path / "other"), "-c", str(tmp_path / "run")])
 
 
 def test_checkpoint_of_before(tmp_path, capsys) -> None:

@@ -37,8 +37,9 @@ def test_meters_weigh_batches_by_their_size() -> None:
                (torch.full((2,), 4.0), torch.tensor([1, 1]), statistics([0.5, 0.1], [0.4, 0.3])))
     for (losses, targets, own), other in zip(batches, two):
         for each in (meters, other):
-            each.update(losses, logits[:len(losses)], targets, own, torch.ones(len(losses), dtype=torch.bool))
-    two[1].update(torch.tensor([float("nan")]), logits[:1], torch.tensor([0]), batches[0][2], torch.tensor([False]))
+            each += Meters.of(losses, logits[:len(losses)], targets, own, torch.ones(len(losses), dtype=torch.bool))
+    two[1] += Meters.of(torch.tensor([float("nan")]), logits[:1], torch.tensor([0]), batches[0][2],
+                        torch.tensor([False]))
     states = [Meters().state_dict(), *(each.state_dict() for each in two)]
     assert Meters.total(states).state_dict()["sums"].keys() == meters.sums.keys()
     for name, total in Meters.total(states).sums.items():
@@ -49,14 +50,6 @@ def test_meters_weigh_batches_by_their_size() -> None:
     assert found["forward_rates"] == pytest.approx([0.3, 0.3]) and found["backward_rates"] == pytest.approx([0.2, 0.1])
     assert found["backward_rate"] == pytest.approx((0.2 * 10 + 0.1 * 30) / 40) and found["saturated"] == 0.25
     assert Meters(meters.state_dict()).results() == found
-
-
-def test_first_loss_that_is_not_finite() -> None:
-    meters = Meters()
-    for loss in (1.0, float("nan"), 2.0, float("inf")):
-        losses = torch.tensor([1.0, loss, 1.0])
-        meters.update(losses, torch.eye(3), torch.arange(3), statistics([0.1, 0.1]), torch.ones(3, dtype=torch.bool))
-    assert meters.first_bad() == 2
 
 
 def test_log_files(tmp_path) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.files import BEST, LAST, write_atomically
+from utils.files import write_atomically
 from utils.progress import say
+
+LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 
 class Stored(NamedTuple):
@@ -22,6 +24,7 @@ class Stored(NamedTuple):
 
     path: Path
     contents: dict[str, Any]
+    stamp: tuple[int, int]
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -29,13 +32,23 @@ class Stored(NamedTuple):
         arguments = self.contents.get("arguments")
         return arguments if isinstance(arguments, dict) else {}
 
+    def changed(self) -> bool:
+        """Whether the file is another one now."""
+        return not self.path.exists() or _stamp(self.path) != self.stamp
+
 
 def save(folder: Path, checkpoint: Mapping[str, Any], *, best: bool) -> None:
     """Write ``checkpoint`` as the last one of a run, and as its best one too if it is."""
+    contents = serialised(checkpoint)
+    for name in (LAST, BEST) if best else (LAST,):
+        write_atomically(folder / name, contents)
+
+
+def serialised(checkpoint: Mapping[str, Any]) -> bytes:
+    """The contents of a checkpoint file."""
     buffer = io.BytesIO()
     torch.save(dict(checkpoint), buffer)
-    for name in (LAST, BEST) if best else (LAST,):
-        write_atomically(folder / name, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load(path: str | Path) -> Stored:
@@ -47,13 +60,15 @@ def load(path: str | Path) -> Stored:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: check the name given to --resume")
+    stamp = _stamp(path)
     reason = _fault(path)
     if reason is None:
         try:
             with torch.serialization.safe_globals(NUMPY_SCALARS):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
-                return Stored(path, checkpoint)
+            contents = _with_state(checkpoint)
+            if contents is not None:
+                return Stored(path, contents, stamp)
             reason = "it holds no state_dict"
         except Exception as error:  # whatever random bytes make the reader stumble over
             reason = _refusal(str(error)) or f"{type(error).__name__} while reading"
@@ -90,6 +105,21 @@ def newest_good(folder: Path) -> Stored | None:
     if fault:
         raise UserError(f"no checkpoint in {folder} can be read: {fault}") from fault
     return None
+
+
+def _with_state(checkpoint: Any) -> dict[str, Any] | None:
+    """A checkpoint with a network under the name that we use, also if it is a bare one; None without a network."""
+    if not isinstance(checkpoint, dict):
+        return None
+    if checkpoint and all(map(torch.is_tensor, checkpoint.values())):
+        return {"state_dict": checkpoint}
+    name = next((n for n in ("state_dict", "model_state_dict", "model") if isinstance(checkpoint.get(n), dict)), None)
+    return name and {**checkpoint, "state_dict": checkpoint[name]}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _fault(path: Path) -> str | None:

@@ -73,11 +73,13 @@ class Parser(_Flags, argparse.ArgumentParser):
     Attributes:
         checks: functions of the settled arguments, each of which raises ValueError with a sentence for the user where
             a value makes no sense; append one to check flags of your own.
+        shared: destinations of the flags that every experiment has.
     """
 
     def __init__(self, manual: str, **settings: Any) -> None:
         super().__init__(description=manual, formatter_class=_Help, **settings)
         self.checks: list[Callable[[argparse.Namespace], None]] = []
+        self.shared: frozenset[str] = frozenset()
 
     def add_argument_group(self, *arguments: Any, **settings: Any) -> _Group:
         """A group of flags under a title of its own in the help."""
@@ -123,8 +125,9 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     add("--test-batch", type=int, default=FROM_SCRIPT, help="samples in a test batch")
     add("--accumulate", type=int, default=1, metavar="K",
         help="take a batch in K parts, for networks that do not fit: less memory, the same gradients")
-    add("--optimizer", choices=("SGD", "Adam"), default="SGD", experiment=True, help="optimisation method")
-    add("--lr", "--learning-rate", type=float, default=FROM_SCRIPT, help="learning rate")
+    add("--optimizer", choices=("SGD", "Adam"), default="SGD", experiment=True,
+        help="optimisation method; Adam does not see the gradient's scale, so for it --lr should be larger by that")
+    add("--lr", "--learning-rate", type=float, default=FROM_SCRIPT, help="learning rate, before it is divided")
     add("--warmup", type=int, default=0, help="iterations over which the learning rate grows linearly")
     add("--schedule", type=int, nargs="*", default=[], help="epochs at which the learning rate falls")
     add("--gamma", type=float, default=0.1, help="factor by which it falls there")
@@ -136,12 +139,19 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("-c", "--checkpoint", type=path, stored=False,
-        help="write to checkpoints/NAME, or to a path with a separator as it is (default: SCRIPT-DATASET)")
+        help="write to checkpoints/NAME, or to a path with a separator as it is (default: the folder of --resume, or "
+             "SCRIPT-DATASET)")
     add("--resume", type=path, metavar="FILE", default="", stored=False,
-        help="go on from this checkpoint, in its folder; 'auto' takes the newest good one of the run's folder, if any")
+        help="go on from this checkpoint; 'auto' takes the newest good one of the run's folder, if any")
+    add("--new-readout", action="store_true", stored=False,
+        help="begin a new run with the network of --resume and a readout that starts anew: to fine-tune, also on "
+             "another number of classes")
+    add("--export", type=path, metavar="FILE", stored=False,
+        help="only write the network of --resume to FILE, without the optimizer's state")
     add("--override", action="store_true", stored=False,
         help="resume although the flags given make it another experiment")
     add("--save-every", type=int, metavar="N", help="write a checkpoint every N iterations too")
+    add("--log-every", type=int, default=10, metavar="N", help="write a row of metrics every N iterations; 0 for none")
     add("-e", "--evaluate", action="store_true", stored=False, help="only evaluate the checkpoint of --resume")
     add("--manualSeed", type=int, experiment=True, help="random seed; drawn and printed unless given")
     add("--gpu-id", default="0", stored=False,
@@ -150,6 +160,7 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     add("--dry-run", action="store_true", stored=False,
         help="print the configuration, check data and device, exit")
     parser.checks.append(_check_shared_flags)
+    parser.shared = frozenset(parser.flags)
 
 
 def _check_shared_flags(args: argparse.Namespace) -> None:
@@ -157,7 +168,7 @@ def _check_shared_flags(args: argparse.Namespace) -> None:
     for name in ("train-batch", "test-batch", "epochs", "max-iters", "test-limit", "save-every", "accumulate"):
         value = getattr(args, name.replace("-", "_"))
         _require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
-    for name in ("workers", "warmup", "start-epoch"):
+    for name in ("workers", "warmup", "start-epoch", "log-every"):
         value = getattr(args, name.replace("-", "_"))
         _require(value is None or value >= 0, f"--{name} must not be negative, but is {value}")
     for name in ("lr", "scale_factor", "gamma"):
@@ -222,6 +233,8 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     folder = _folder(args)
     found = checkpoint.find(args.resume, folder)
     kept = _kept(parser, found) if found else {}
+    if args.new_readout:  # another run, of which the file says what the network is, and no more
+        kept = {name: value for name, value in kept.items() if name not in parser.shared}
     if kept:
         if "dataset" not in given and kept.get("dataset") in dataset_defaults:
             parser.set_defaults(**dataset_defaults[kept["dataset"]])
@@ -235,10 +248,14 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     changes = tuple(f"{parser.spelling(name)} was {_show(value)} and is now {_show(getattr(args, name))}"
                     for name, value in changed.items())
     another = [parser.spelling(name) for name in changed if parser.flags[name].experiment]
-    if another and not (args.override or args.evaluate):
+    if another and not (args.override or args.evaluate or args.new_readout):
         raise UserError(f"with another {' and '.join(another)} this would not be the experiment that {found.path} is "
                         f"part of ({'; '.join(changes)}): leave the flag out, or add --override to go on all the same")
-    _require(found or not args.evaluate, "--evaluate needs a checkpoint to evaluate: name it with --resume FILE")
+    for name, wanted in (("evaluate", args.evaluate), ("export", args.export), ("new-readout", args.new_readout)):
+        _require(found or not wanted, f"--{name} needs a checkpoint: name it with --resume FILE")
+    _require(not (args.new_readout and (args.evaluate or args.export)),
+             "--new-readout begins a run, so it goes with neither --evaluate nor --export")
+    _require(not (args.new_readout and args.resume == "auto"), "--new-readout needs the name of a file: --resume FILE")
     usual = {**defaults, **dataset_defaults[args.dataset]}
     return Invocation(args=args, folder=folder, stored=found, changes=changes,
                       seed=secrets.randbelow(2**31) if args.manualSeed is None else args.manualSeed,
@@ -316,10 +333,10 @@ def script_name() -> str:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    """Where the run writes: the folder of the file of ``--resume``, or what ``--checkpoint`` names."""
-    if args.resume not in ("", "auto"):
+    """Where the run writes: what ``--checkpoint`` names, or else the folder of the file of ``--resume``."""
+    if args.resume not in ("", "auto") and args.checkpoint is None and not args.new_readout:
         return Path(args.resume).parent
-    name = args.checkpoint or f"{script_name()}-{args.dataset}"
+    name = f"{script_name()}-{args.dataset}" if args.checkpoint is None else args.checkpoint
     return Path(name) if Path(name).name != name else Path("checkpoints") / name
 
 

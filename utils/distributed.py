@@ -7,6 +7,7 @@ summed over processes, where PyTorch's default would average them.
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,12 +19,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.errors import UserError
 from utils.meters import Meters
 from utils.processes import at_end_of_parent
 
 # How long a process waits for the others. Rank 0 may have a data set to download and convert meanwhile; a process that
 # died is noticed at once, whatever this is.
 PATIENCE = timedelta(hours=12)
+WORD_AFTER = 20.0  # seconds of waiting for the others at the start, after which a process says so
 
 
 @dataclass
@@ -37,6 +40,7 @@ class World:
     rank: int = 0
     size: int = 1
     _control: dist.ProcessGroup | None = None  # on the CPU, so that agreeing never waits for a GPU
+    _store: dist.Store | None = field(default=None, repr=False)
     _asked: tuple[Tensor, dist.Work] | None = field(default=None, repr=False)
 
     @property
@@ -59,6 +63,15 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(values, group=self._control, device=torch.device("cpu"))
         return values[0]
+
+    def says(self, sentence: str) -> bool:
+        """Whether this process should say on which sentence it ends: the first of those that end on it."""
+        if self.size == 1:
+            return True
+        try:
+            return self._store.add(f"said {sentence}", 1) == 1
+        except (RuntimeError, ValueError):  # the store is gone, with whoever kept it
+            return True
 
     def agree(self, stop: int | None, save: bool) -> tuple[int | None, bool]:
         """Make all processes act on a signal at the same iteration, whichever of them heard it and when.
@@ -120,10 +133,24 @@ def start_processes(gpu_ids: str, argv: Sequence[str]) -> None:
 def join() -> World:
     """The world that a launcher put this process in, ``torchrun`` for one; a world of one process without a launcher.
 
-    Processes other than rank 0 keep silent from here on.
+    Processes other than rank 0 keep silent from here on, but for what they end on.
+
+    Raises:
+        UserError: a launcher's variables are there, but not all of them, or with values that no launcher gives.
     """
-    if not _launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if not _launched() or os.environ["WORLD_SIZE"] == "1":
         return World()
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    values = [os.environ.get(name) for name in names]
+    if None in values or not all(values[i].isdecimal() for i in (0, 1, 3)):
+        found = ", ".join(f"{name}={value}" for name, value in zip(names, values))
+        raise UserError(f"the variables of a launcher are set to {found}, which makes no job of several processes: "
+                        "start with torchrun, or unset RANK and WORLD_SIZE")
+    patience = threading.Timer(WORD_AFTER, lambda: print(
+        f"process {values[0]} of {values[1]} waits for the others at {values[2]}:{values[3]}, as RANK and WORLD_SIZE "
+        "say: unset them to train with one process", file=sys.stderr, flush=True))
+    patience.daemon = True
+    patience.start()
     # Killed, a launcher leaves its processes behind: they save and stop as if it had asked them to.
     at_end_of_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
@@ -133,7 +160,9 @@ def join() -> World:
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=rank,
                             world_size=size, timeout=PATIENCE)
-    world = World(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+    world = World(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE),
+                  store)
+    patience.cancel()
     if not world.leads:
         sys.stdout = open(os.devnull, "w")
     return world

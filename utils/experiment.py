@@ -4,7 +4,9 @@ import os
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +14,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from utils import checkpoint, cli, distributed, mistakes, provenance, signals, training
+from utils import checkpoint, cli, distributed, folder, mistakes, provenance, signals, training
+from utils.checkpoint import Stored
 from utils.cli import Arguments, Invocation, Parser
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import open_folder
+from utils.files import write_atomically
 from utils.loading import make_loaders
 from utils.logs import describe
 from utils.progress import say
-from utils.run import Run, require_network
+from utils.run import Run, load_network, network_state, require_network
 
 # Training set, test set, and the transform of training inputs, random or not, see :class:`utils.loading.Keyed`.
 Data = tuple[Dataset, Dataset, Callable[[Any], Any] | None]
@@ -60,8 +63,10 @@ class Experiment:
         Raises:
             SystemExit: with a sentence, and so status 1, after a mistake of the user.
         """
-        with mistakes.in_a_sentence():
-            self._run(sys.argv[1:] if argv is None else argv)
+        with mistakes.in_a_sentence(World()):
+            world = distributed.join()
+        with mistakes.in_a_sentence(world):
+            self._run(world, sys.argv[1:] if argv is None else argv)
 
     def arguments(self, argv: Sequence[str] = ()) -> Arguments:
         """What :attr:`build_model` and :attr:`build_data` get for a command line, by default one without flags.
@@ -90,13 +95,14 @@ class Experiment:
     def _parse(self, argv: Sequence[str]) -> Invocation:
         return cli.parse(self._parser, defaults=self.defaults, dataset_defaults=self.dataset_defaults, argv=argv)
 
-    def _run(self, argv: Sequence[str]) -> None:
+    def _run(self, world: World, argv: Sequence[str]) -> None:
         signals.ignore_save_requests()
         invocation = self._parse(argv)
         distributed.start_processes(invocation.args.gpu_id, argv)
-        world = distributed.join()
         invocation = agreed(invocation, world)
-        args, seed = invocation.args, invocation.seed
+        args, seed, found = invocation.args, invocation.seed, invocation.stored
+        if args.export:
+            return self._export(args, found)
         device = choose_device(args, world.size)
         seed_everything(seed, deterministic=args.deterministic)
         with world.leader_first():
@@ -104,19 +110,33 @@ class Experiment:
         model = self.build_model(args).to(device)
         require_network(model)
         run = Run(args, invocation.folder, seed, device, model, make_optimizer(model, args), *loaders, world=world)
-        if invocation.stored:
-            run.resume(invocation.stored)
+        if found and args.new_readout:
+            run.fine_tune(found)
+            found = None
+        elif found:
+            run.resume(found)
         say(summary(run, invocation))
         if args.dry_run:
             check_data(run)
         elif args.evaluate:
             say(f"test: {describe(training.evaluate(run))}")
         else:
-            if world.leads:
-                open_folder(run.folder, fresh=not invocation.stored)
-                provenance.record(run.folder, args, seed=seed, device=device_name(device))
-            training.fit(run)
+            with folder.opened(run, found) if world.leads else nullcontext():
+                if world.leads:
+                    provenance.record(run.folder, args, seed=seed, device=device_name(device))
+                training.fit(run)
         distributed.leave()
+
+    def _export(self, args: Arguments, found: Stored) -> None:
+        """Write the network of a checkpoint to the file that ``--export`` names."""
+        model = self.build_model(args)
+        stored = load_network(model, found.contents, found.path)
+        numbers = {name: stored[name] for name in ("epoch", "iteration", "best_acc") if name in stored}
+        contents = checkpoint.serialised({**network_state(model, args, args.manualSeed), **numbers})
+        with mistakes.about(Path(args.export).parent):
+            Path(args.export).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(args.export), contents)
+        say(f"{args.export} holds the {type(model).__name__} of {found.path}: use it with --resume")
 
 
 def agreed(invocation: Invocation, world: World) -> Invocation:
@@ -194,7 +214,8 @@ def summary(run: Run, invocation: Invocation) -> str:
         f"gradient   scale_factor / batch = {args.scale_factor:g} / {args.train_batch} = {drive:.4g} drives the "
         "backward network",
         f"run        folder {run.folder}, seed {run.seed}"
-        + (f"; resumed {stored.path} after epoch {state.epoch}, iteration {state.iteration}" if stored else ""),
+        + (f"; {'the network of' if args.new_readout else 'resumed'} {stored.path}" if stored else "")
+        + (f" after epoch {state.epoch}, iteration {state.iteration}" if stored and not args.new_readout else ""),
         "arguments  " + " ".join(f"{name}={value}" for name, value in sorted(vars(args).items())),
         *(f"changed: {change}" for change in invocation.changes),
     ]
@@ -202,6 +223,10 @@ def summary(run: Run, invocation: Invocation) -> str:
         lines.append(f"note: scale_factor / batch is {drive:.4g} instead of this experiment's {usual:.4g}, so backward "
                      f"spikes are {'more' if drive > usual else 'fewer'}; --scale_factor "
                      f"{usual * args.train_batch:g} would keep them as they are")
+    if args.optimizer == "Adam" and not args.evaluate:
+        lines.append(f"warning: Adam does not see the scale of the gradient, but its learning rate is divided by "
+                     f"scale_factor too, as published: it is {args.lr / args.scale_factor:.3g} in effect; --lr "
+                     f"{args.lr * args.scale_factor:g} would make it {args.lr:g}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Files that are always whole, and folders that one process uses at a time. Below: the folder of a run.
+"""Files that are always whole, and folders that one process uses at a time.
 
 Files are written beside their target, flushed to the disk and renamed over it: whatever happens, a name holds either
 the old contents or the new.
@@ -23,8 +23,6 @@ from utils.processes import Process
 from utils.progress import say
 
 UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)  # answers to what a file system cannot do
-LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
-RUN_FILES = (LAST, BEST, "log.txt", "log.png", "args.json", "script.py")
 
 
 @contextmanager
@@ -246,38 +244,3 @@ class FolderLock:
 
 def _signature() -> bytes:
     return json.dumps(Process.this()).encode()
-
-
-def open_folder(folder: Path, *, fresh: bool) -> None:
-    """Make sure that a run can write to ``folder``, and clear away what a killed writer left there.
-
-    A fresh run first sets the files of an earlier one aside.
-
-    Raises:
-        UserError: the folder cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-        for leftover in folder.glob(".*.part"):
-            leftover.unlink()
-        if fresh:
-            set_aside(folder)
-    except OSError as error:
-        raise UserError(f"cannot write checkpoints to {folder} ({error.strerror}): choose another with -c") from error
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Move the files of an earlier run in ``folder`` to ``previous-1``, ``previous-2``, ...; return where, if any."""
-    files = [folder / name for name in RUN_FILES if (folder / name).exists()]
-    if not files:
-        return None
-    number = 1
-    while (folder / f"previous-{number}").exists():
-        number += 1
-    target = folder / f"previous-{number}"
-    target.mkdir()
-    for file in files:
-        file.rename(target / file.name)
-    return target

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from utils.errors import UserError
 from utils.processes import cores, follow_parent
 
 
@@ -67,22 +68,25 @@ class Keyed(Dataset):
     -1 for a sample that does not count.
 
     Args:
-        dataset: pairs of input and label; seed: of the run.
+        dataset: pairs of input and label; seed: of the run; name: of the dataset, for messages.
         transform: draws its randomness from PyTorch's global generator, as torchvision's transforms do; or None.
     """
 
-    def __init__(self, dataset: Dataset, transform: Callable[[Any], Any] | None, seed: int) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+    def __init__(self, dataset: Dataset, transform: Callable[[Any], Any] | None, seed: int, name: str) -> None:
+        self.dataset, self.transform, self.seed, self.name = dataset, transform, seed, name
 
     def __getitem__(self, place: Place) -> tuple[Any, Any, int]:
         epoch, index, counts = place
         image, label = self.dataset[index]
         key = derive_seed(self.seed, epoch, index) if counts else -1
-        if self.transform is None:
-            return image, label, key
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(max(key, 0))
-            return self.transform(image), label, key
+        if self.transform is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(max(key, 0))
+                image = self.transform(image)
+        if torch.is_tensor(image) and not torch.isfinite(image).all():
+            raise UserError(f"sample {index} of {self.name} holds numbers that are not finite: correct or leave out "
+                            "that sample, or the transform that it passes through")
+        return image, label, key
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -109,7 +113,7 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, tra
               "worker_init_fn": follow_parent}
     train_batches = Batches(len(train), args.train_batch, seed=seed, rank=rank, ranks=ranks)
     test_batches = Batches(len(test), args.test_batch, seed=None, rank=rank, ranks=ranks)
-    return (DataLoader(Keyed(train, transform, seed), batch_sampler=train_batches,
+    return (DataLoader(Keyed(train, transform, seed, "the training data"), batch_sampler=train_batches,
                        generator=torch.Generator(), **shared),
-            DataLoader(Keyed(test, None, seed), batch_sampler=test_batches, generator=torch.Generator(),
-                       **shared))
+            DataLoader(Keyed(test, None, seed, "the test data"), batch_sampler=test_batches,
+                       generator=torch.Generator(), **shared))

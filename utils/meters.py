@@ -12,27 +12,34 @@ class Meters:
     Attributes:
         sums: name to sum over samples, float64 tensors on the device; empty before the first update.
         neurons: number of neurons of each layer, the weights of the mean firing rate.
-        batches: number of updates.
     """
 
     def __init__(self, state: dict[str, Any] | None = None, device: torch.device | None = None) -> None:
         self.sums: dict[str, Tensor] = {name: t.to(device) for name, t in state["sums"].items()} if state else {}
         self.neurons: list[int] = list(state["neurons"]) if state else []
-        self.batches: int = state["batches"] if state else 0
-        self._first_bad: Tensor | None = None
 
     @classmethod
     def total(cls, states: Sequence[dict[str, Any]]) -> "Meters":
-        """The sum of some meters, given as their :meth:`state_dict`; those without an update count nothing."""
-        used = [state for state in states if state["sums"]]
-        meters = cls(used[0] if used else None)
-        for state in used[1:]:
-            meters.sums = {name: total + state["sums"][name] for name, total in meters.sums.items()}
+        """The sum of some meters, given as their :meth:`state_dict`."""
+        meters = cls()
+        for state in states:
+            meters += cls(state)
         return meters
 
+    def __iadd__(self, other: "Meters") -> "Meters":
+        """Add the sums of others, which may have none."""
+        if self.sums and other.sums:
+            totals = torch._foreach_add(list(self.sums.values()), [other.sums[name] for name in self.sums])
+            self.sums = dict(zip(self.sums, totals))
+        else:
+            self.sums = self.sums or other.sums
+        self.neurons = other.neurons or self.neurons
+        return self
+
+    @classmethod
     @torch.no_grad()
-    def update(self, losses: Tensor, logits: Tensor, targets: Tensor, statistics: Any, counts: Tensor) -> None:
-        """Add one batch.
+    def of(cls, losses: Tensor, logits: Tensor, targets: Tensor, statistics: Any, counts: Tensor) -> "Meters":
+        """The sums over one batch.
 
         Args:
             losses: of each sample, ``(batch,)``; logits: ``(batch, classes)``; targets: ``(batch,)``.
@@ -43,26 +50,19 @@ class Meters:
         samples, loss = counts.double().sum(), torch.where(counts, losses, 0).double().sum()
         totals = {"samples": samples, "loss": loss, "top1": best[:, 0].double().sum(), "top5": best.double().sum()}
         means = {"forward": statistics.forward_rates, "backward": statistics.backward_rates,
-                 "saturated": statistics.saturated}
+                 "saturated": statistics.saturated, "sweeps": statistics.sweeps, "residual": statistics.residual}
         totals |= {name: mean.detach().double() * samples for name, mean in means.items() if mean is not None}
-        for name, total in totals.items():
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.neurons = statistics.neurons
-        self.batches += 1
-        bad = torch.where(torch.isfinite(loss), torch.inf, float(self.batches))
-        self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
-
-    def first_bad(self) -> int | None:
-        """Number (from 1) of the first batch whose loss was not finite, or None (this waits for the device)."""
-        number = torch.inf if self._first_bad is None else self._first_bad.item()
-        return None if number == torch.inf else int(number)
+        meters = cls()
+        meters.sums, meters.neurons = totals, statistics.neurons
+        return meters
 
     def results(self) -> dict[str, Any]:
         """Means over the samples so far (this waits for the device).
 
         Returns:
             ``loss``, ``top1`` and ``top5`` in percent, ``forward_rate`` and ``backward_rate`` over all neurons,
-            ``forward_rates`` and ``backward_rates`` per layer, ``saturated``; backward entries are None in evaluation.
+            ``forward_rates`` and ``backward_rates`` per layer, ``saturated``, of IDE ``sweeps`` and ``residual``; None
+            where there is no such thing, as backward in evaluation.
         """
         sums = {name: total.tolist() for name, total in self.sums.items()}
         samples = sums["samples"]
@@ -77,9 +77,9 @@ class Meters:
         forward, backward = mean("forward"), mean("backward")
         return {"loss": mean("loss"), "top1": 100 * mean("top1"), "top5": 100 * mean("top5"),
                 "forward_rate": over_neurons(forward), "backward_rate": over_neurons(backward),
-                "forward_rates": forward, "backward_rates": backward, "saturated": mean("saturated")}
+                "forward_rates": forward, "backward_rates": backward, "saturated": mean("saturated"),
+                "sweeps": mean("sweeps"), "residual": mean("residual")}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in plain types, to go on from later."""
-        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "neurons": list(self.neurons),
-                "batches": self.batches}
+        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "neurons": list(self.neurons)}

@@ -1,6 +1,7 @@
 """What ends a script: a user's mistake in one sentence, a fault of the code with its traceback."""
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,26 +9,31 @@ from typing import NoReturn
 
 from utils import distributed
 from utils.cli import script_name
+from utils.distributed import World
 from utils.errors import UserError
 
 
 @contextmanager
-def in_a_sentence() -> Iterator[None]:
-    """Context in which a user's mistake ends the process with one sentence and status 1."""
+def in_a_sentence(world: World) -> Iterator[None]:
+    """Context in which a user's mistake ends the process with one sentence and status 1.
+
+    Args:
+        world: of several processes that end on one sentence, one says it.
+    """
     try:
         yield
     except UserError as error:
         message = str(error).strip()
         if message.startswith("Caught "):  # by a worker of a data loader, which puts its traceback in the message
             message = message.rpartition(f"{UserError.__name__}: ")[2]
-        _exit(message)
+        _exit(message, world)
     except RuntimeError as error:
         if distributed.lost_another(error):
             _exit("another process of this job ended, so this one cannot go on: the job's last checkpoint is whole, "
-                  "resume from it (--resume auto)")
+                  "resume from it (--resume auto)", world)
         if not str(error).startswith("DataLoader worker"):
             raise
-        _exit(f"a process that loads data died ({error}): see to its memory, or use -j 0")
+        _exit(f"a process that loads data died ({error}): see to its memory, or use -j 0", world)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -48,8 +54,10 @@ def about(*given: str | Path) -> Iterator[None]:
         raise UserError(f"{file} cannot be used ({error.strerror}): see to it, or name another") from error
 
 
-def _exit(message: str) -> NoReturn:
-    """End the process with status 1 and one sentence, which of several processes the first one says."""
-    if os.environ.get("RANK", "0") != "0":
-        sys.exit(1)
-    sys.exit(f"{script_name()}: error: {message}")
+def _exit(message: str, world: World) -> NoReturn:
+    """End the process with status 1 and one sentence."""
+    who = "" if world.leads else f"process {world.rank} of {world.size}: "
+    sentence = f"{script_name()}: error: {who}{message}"
+    if threading.current_thread() is not threading.main_thread():  # where nobody hears what a SystemExit says
+        print(sentence, file=sys.stderr, flush=True)
+    sys.exit(sentence if world.says(message) else 1)

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1 as requests, which a training loop honours between two iterations."""
+"""SIGTERM, SIGHUP, SIGINT and SIGUSR1 as requests, which a training loop honours between two iterations."""
 import os
 import signal
 import socket
@@ -8,12 +8,12 @@ from typing import Any
 
 from utils.progress import say
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 ECHO = 1.0  # seconds: a Ctrl-C may reach a process twice, from the terminal and from its launcher
 
 
 class Stopped(Exception):
-    """Raised by :meth:`Signals.check` once a signal has asked the run to end."""
+    """Raised once a signal has asked the run to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -26,7 +26,10 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Context in which SIGTERM and SIGINT ask for a stop, SIGUSR1 asks for a checkpoint, and a second SIGINT kills.
+    """Context in which SIGTERM, SIGHUP and SIGINT ask for a stop, SIGUSR1 for a checkpoint; a second SIGINT kills.
+
+    A SIGHUP that is ignored from the start, as under nohup, stays so. In a thread other than the main one Python lets
+    nobody hear of signals, so there they keep their effect.
 
     Python runs its signal handlers in the main thread, between two instructions, so only after a simulation that may
     take seconds. Here a thread hears of signals at once, from the interpreter's wake-up socket, and only sets flags.
@@ -38,27 +41,25 @@ class Signals:
         self._asked = 0.0
 
     def __enter__(self) -> "Signals":
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            say("note: in a thread a run cannot hear of signals, so none of them saves it")
+            return self
         self._receiver, sender = socket.socketpair()
         sender.setblocking(False)
         self._sender, self._wakeup_before = sender, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _leave_to_thread) for number in (*STOPPING, signal.SIGUSR1)}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self._before = {number: signal.signal(number, _leave_to_thread)
+                        for number in (*STOPPING, signal.SIGUSR1) if number not in ignored}
         threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup_before)
-        self._sender.close()
-
-    def check(self) -> None:
-        """Honour a request to stop.
-
-        Raises:
-            Stopped: there is one.
-        """
-        if self.stop is not None:
-            raise Stopped(self.stop)
+        if self._before:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._sender.close()
 
     def save_wanted(self) -> bool:
         """Whether SIGUSR1 asked for a checkpoint since the last call."""
@@ -81,7 +82,8 @@ class Signals:
 
 def ignore_save_requests() -> None:
     """Let SIGUSR1, whose default is to kill, pass while there is nothing to save yet."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _leave_to_thread(number: int, frame: Any) -> None:

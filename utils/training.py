@@ -1,5 +1,7 @@
 """The training loop that all scripts share."""
 import argparse
+import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,17 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules import SpikeStatistics
+from utils.checkpoint import LAST
 from utils.distributed import only_locally
 from utils.errors import UserError
-from utils.files import LAST
 from utils.logs import describe
 from utils.meters import Meters
+from utils.metrics import Clock
 from utils.progress import Progress, say
 from utils.run import Run
 from utils.schedule import learning_rate
 from utils.signals import Stopped
 
-# Iterations between looks at whether the loss is finite: each look waits for the device, which on a CPU costs nothing.
+# Iterations between looks at whether all is finite: each look waits for the device, which on a CPU costs nothing.
 FINITE_INTERVAL = {"cpu": 1, "cuda": 50}
 SATURATED_SHARE = 0.01  # of the output units; from here on the gradient error shows (README, "The gradient's scale")
 
@@ -49,26 +52,27 @@ def fit(run: Run) -> None:
 
 
 def finish_epoch(run: Run, train: dict[str, Any], test: dict[str, Any]) -> None:
-    """Report, log and save an epoch, or the part of one after which ``--max-iters`` ended the training.
+    """Log, save and report an epoch, or the part of one after which ``--max-iters`` ended the training.
 
     Args:
         train, test: results of :func:`train_one_epoch` and :func:`evaluate`.
     """
     state = run.state
-    row = [_learning_rate(run, last=True), train["loss"], test["loss"], train["top1"], test["top1"],
-           train["forward_rate"], train["backward_rate"], test["forward_rate"]]
-    say(f"epoch {state.epoch + 1}/{run.args.epochs}, {state.iteration} iterations\n"
-        f"  train: {describe(train)}\n  test:  {describe(test)}")
+    lines = [f"epoch {state.epoch + 1}/{run.args.epochs}, {state.iteration} iterations",
+             f"  train: {describe(train)}", f"  test:  {describe(test)}"]
     for kind, sentence in gradient_warnings(run.args, train).items():
         if kind not in state.warned:
             state.warned.append(kind)
-            say(f"warning: {sentence}")
-    rows = [*state.history, row]
+            lines.append(f"warning: {sentence}")
+    backward = math.nan if train["backward_rate"] is None else train["backward_rate"]  # IDE has no backward spikes
+    rows = [*state.history, [_learning_rate(run, last=True), train["loss"], test["loss"], train["top1"], test["top1"],
+                             train["forward_rate"], backward, test["forward_rate"]]]
     if state.batch == len(run.train_loader):
         state.epoch, state.batch, state.meters, state.history = state.epoch + 1, 0, Meters(), rows
     best = test["top1"] > state.best_accuracy
     state.best_accuracy, state.evaluated = max(test["top1"], state.best_accuracy), True
     run.save(best=best, rows=rows)
+    say("\n".join(lines))  # last, so that nothing about a terminal decides what is kept
 
 
 def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
@@ -82,6 +86,7 @@ def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
 
     Raises:
         Stopped: a signal asked for it; the run stands between two iterations.
+        UserError: a number is not finite.
     """
     args, state, loader = run.args, run.state, run.train_loader
     if run.trained or state.batch == len(loader):  # resumed where only the evaluation was missing
@@ -89,7 +94,10 @@ def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
     learner.train()
     loader.batch_sampler.start(state.epoch, skip=state.batch * args.train_batch)
     progress = Progress(loader, label=f"epoch {state.epoch + 1}/{args.epochs}", total=len(loader), done=state.batch)
+    clock, began, first = Clock(run.device, state.iteration), time.perf_counter(), state.iteration
     for batch in progress:
+        iteration = state.iteration + 1
+        look = iteration % FINITE_INTERVAL[run.device.type] == 0
         for group in run.optimizer.param_groups:
             group["lr"] = _learning_rate(run) / args.scale_factor
         run.optimizer.zero_grad()
@@ -98,20 +106,32 @@ def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
             with only_locally(learner, not last):
                 logits = learner(inputs, statistics, keys=keys)
                 losses = F.cross_entropy(logits, targets, reduction="none")
-                (torch.where(keys >= 0, losses, 0).sum() / run.batch_size * args.scale_factor).backward()
-            state.meters.update(losses, logits, targets, statistics, counts=keys >= 0)
+                loss = torch.where(keys >= 0, losses, 0).sum() / run.batch_size * args.scale_factor
+                run.watch.see_loss(loss.detach(), iteration)
+                if look:
+                    run.require_finite()
+                loss.backward()
+            own = Meters.of(losses, logits, targets, statistics, counts=keys >= 0)
+            state.meters += own
+            state.window += own
         run.optimizer.step()
+        run.watch.see_parameters(iteration)
 
         state.batch += 1
-        state.iteration += 1
+        state.iteration = iteration
         state.evaluated = False
-        if state.iteration % FINITE_INTERVAL[run.device.type] == 0:
+        if args.log_every and iteration % args.log_every == 0:
+            run.recorder.note(_row(run, "train"), state.window, clock.lap(iteration))
+            state.window = Meters()
+        if look:
             run.require_finite()
+            run.write_metrics()
         if progress.due:
-            progress.report(describe(state.meters.results()))
+            seconds = (time.perf_counter() - began) / (iteration - first)
+            progress.report(f"{describe(state.meters.results())}, {seconds:.3g} s an iteration")
         if run.trained:
             break
-        heed_signals(run, save_due=bool(args.save_every) and state.iteration % args.save_every == 0)
+        heed_signals(run, save_due=bool(args.save_every) and iteration % args.save_every == 0)
     run.require_finite()
     return run.world.merged(state.meters).results()
 
@@ -142,6 +162,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
     Raises:
         Stopped: a signal asked for it.
+        UserError: the loss is not finite.
     """
     run.model.eval()
     meters = Meters()
@@ -151,22 +172,27 @@ def evaluate(run: Run) -> dict[str, Any]:
         statistics = SpikeStatistics()
         logits = run.model(inputs, statistics)
         losses = F.cross_entropy(logits, targets, reduction="none")
-        meters.update(losses, logits, targets, statistics, counts=keys >= 0)
+        meters += Meters.of(losses, logits, targets, statistics, counts=keys >= 0)
         if progress.due:
             progress.report(describe(meters.results()))
         heed_signals(run)
-    return run.world.merged(meters).results()
+    results = run.world.merged(meters).results()
+    if not math.isfinite(results["loss"]):
+        raise UserError(f"the loss on the test data is not finite after iteration {run.state.iteration}: the network's "
+                        "output overflows; resume from an earlier checkpoint with a smaller --lr or a longer --warmup")
+    run.recorder.note(_row(run, "test"), meters)
+    return results
 
 
 def gradient_warnings(args: argparse.Namespace, train: dict[str, Any]) -> dict[str, str]:
-    """Sentences on a spiking gradient that is starved or saturated, by kind."""
+    """Sentences on a spiking gradient that is starved or saturated, by kind; IDE's is neither."""
     warnings = {}
-    starved = [str(layer) for layer, rate in enumerate(train["backward_rates"]) if rate == 0]
+    starved = [str(layer) for layer, rate in enumerate(train["backward_rates"] or ()) if rate == 0]
     if starved:
         warnings["starved"] = (
             f"no backward spike reached layer {', '.join(starved)}, so the weights there did not learn: if this "
             f"persists, raise --scale_factor ({args.scale_factor:g}) or --time_step_back")
-    if train["saturated"] > SATURATED_SHARE:
+    if (train["saturated"] or 0) > SATURATED_SHARE:
         warnings["saturated"] = (
             f"{100 * train['saturated']:.1f}% of the output units fired at every backward step, so the gradient is cut "
             f"off there: lower --scale_factor ({args.scale_factor:g}) or raise --train-batch ({args.train_batch})")
@@ -178,3 +204,9 @@ def _learning_rate(run: Run, *, last: bool = False) -> float:
     args, state = run.args, run.state
     return learning_rate(state.iteration - last, state.epoch, base=args.lr, warmup=args.warmup,
                          milestones=args.schedule, gamma=args.gamma)
+
+
+def _row(run: Run, phase: str) -> dict[str, Any]:
+    """The head of a row of ``metrics.jsonl``; the running epoch is counted from 1."""
+    return {"phase": phase, "epoch": run.state.epoch + 1, "iteration": run.state.iteration,
+            "learning_rate": _learning_rate(run, last=True)}

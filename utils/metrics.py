@@ -1,0 +1,133 @@
+"""``metrics.jsonl``: what a run did, one JSON object every so many iterations and one for each evaluation.
+
+A row is appended as a whole. What a killed run wrote beyond its last checkpoint, or half, is cut off when it goes on.
+"""
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.files import write_atomically
+from utils.meters import Meters
+
+NAME = "metrics.jsonl"
+
+
+def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to the file, all of them or, where that fails, none.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    with open(folder / NAME, "ab") as file:
+        end = file.tell()
+        try:
+            file.write(b"".join(json.dumps(_plain(row)).encode() + b"\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the file in a folder, up to one that is torn; none without a file."""
+    path, rows = folder / NAME, []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
+            break
+        rows.append(row)
+    return rows
+
+
+def cut(source: Path, folder: Path, *, iteration: int, evaluated: bool) -> None:
+    """Make the file in ``folder`` the rows of the one in ``source``, up to an iteration and the evaluation after it."""
+    rows = [row for row in read(source) if row["iteration"] < iteration
+            or row["iteration"] == iteration and (evaluated or row.get("phase") == "train")]
+    if rows or (folder / NAME).exists():
+        write_atomically(folder / NAME, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+
+class Clock:
+    """Seconds per iteration, without waiting for the device: on a GPU its own events are read once they are past."""
+
+    def __init__(self, device: torch.device, iteration: int) -> None:
+        self.device = device
+        self._start, self._iteration = self._now(), iteration
+
+    def lap(self, iteration: int) -> Callable[[], float]:
+        """End a lap after an iteration and begin the next; call what is returned for the seconds of one iteration."""
+        start, end, iterations = self._start, self._now(), iteration - self._iteration
+        self._start, self._iteration = end, iteration
+        if self.device.type != "cuda":
+            return lambda: (end - start) / iterations
+
+        def seconds() -> float:
+            end.synchronize()
+            return start.elapsed_time(end) / 1000 / iterations
+
+        return seconds
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class Recorder:
+    """The rows of a run that are still to be written.
+
+    Args:
+        folder: of the run; device: that it trains on.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.folder, self.device = folder, device
+        self._waiting: list[tuple[dict[str, Any], Meters, Callable[[], float] | None]] = []
+
+    def note(self, row: dict[str, Any], meters: Meters, seconds: Callable[[], float] | None = None) -> None:
+        """Keep a row until :meth:`write`.
+
+        Args:
+            row: what is known already; meters: sums whose means belong into it; seconds: for an iteration.
+        """
+        self._waiting.append((row, meters, seconds))
+
+    def write(self, merged: Callable[[Meters], Meters], *, leads: bool) -> None:
+        """Append what waits (this waits for the device); where that fails, it goes on waiting.
+
+        Args:
+            merged: sums over all processes of the job, which all of them ask for; leads: whether this one writes.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        rows = []
+        for row, meters, seconds in self._waiting:
+            results = merged(meters).results()
+            rows.append({**row, **{name: value for name, value in results.items() if value is not None},
+                         **({"seconds": seconds()} if seconds else {})})
+        if rows and leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append(self.folder, rows)
+        self._waiting.clear()
+
+
+def _plain(value: Any) -> Any:
+    """The same in what JSON can say, in which there is no number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _plain(own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
