@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,14 @@ class Counts:
     def updates(self) -> list[int]:
         """All neuron updates, units x steps, over the batch."""
         return [spikes.numel() * self.steps for spikes in self.spikes]
+
+    def per_sample(self) -> dict[str, Any]:
+        """Everything as plain numbers, per sample; spikes per layer."""
+        layers = {"spikes": [_total(spikes) for spikes in self.spikes], "updates": self.updates,
+                  "received": self.received}
+        return {"steps": self.steps, **{name: [n / self.samples for n in own] for name, own in layers.items()},
+                **{kind: {name: n / self.samples for name, n in getattr(self, kind).items()}
+                   for kind in ("operations", "products", "couplings", "active")}}
 
 
 @dataclass(frozen=True)
