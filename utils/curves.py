@@ -47,7 +47,7 @@ def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
     Args:
         runs: rows by name; against: 'iterations' or 'seconds' of training.
     """
-    figure, axes = figures.new_figure(1 + len(runs), 2, width=12, height=3.6 * (1 + len(runs)))
+    figure, axes = figures.new_figure(1 + len(runs), 2, width=12, height=3.6 * (1 + len(runs)), sharex=True)
     for number, (name, rows) in enumerate(runs.items()):
         places = elapsed(rows) if against == "seconds" else [row["iteration"] for row in rows]
         style = figures.style(number, len(runs))
