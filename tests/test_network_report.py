@@ -47,9 +47,12 @@ def test_everything_is_written_and_left_as_it_was(name: str, leak: float, tmp_pa
     with torch.no_grad():
         model.eval()(x[:3], statistics)
     assert [layer["forward"]["rate"] for layer in found["rates"]] == pytest.approx(statistics.forward_rates.tolist())
-    for layer in found["rates"]:
-        for own in (layer["forward"], layer["backward"]):
-            assert sum(own["histogram"]) == pytest.approx(1) and own["silent"] <= own["histogram"][0] + 1e-9
+    for direction, histogram in found["histograms"].items():
+        bin_width = histogram["rates"][1] - histogram["rates"][0]
+        for layer, shares in zip(found["rates"], histogram["shares"]):
+            mean = sum(rate * share for rate, share in zip(histogram["rates"], shares))
+            assert sum(shares) == pytest.approx(1) and abs(mean - layer[direction]["rate"]) < bin_width / 2
+            assert layer[direction]["silent"] <= shares[0] + 1e-6
     assert any(layer["backward"]["rate"] > 0 for layer in found["rates"])
 
 
@@ -179,10 +182,11 @@ def write_run(folder, count: int = 30) -> None:
     folder.mkdir()
     rows = []
     for number in range(1, count + 1):
-        rows.append({"epoch": 1, "iteration": 10 * number, "learning_rate": 0.1, "loss": 2 / number, "top1": 3 * number,
+        rows.append({"phase": "train", "epoch": 1, "iteration": 10 * number, "loss": 2 / number, "top1": 3 * number,
                      "forward_rates": [0.2, 0.03], "backward_rates": [0, 0.00123], "saturated": 0, "seconds": 0.5})
         if number % 15 == 0:
-            rows.append({"epoch": 1, "iteration": 10 * number, "test_loss": 1.0, "test_top1": 50.0})
+            rows.append({"phase": "test", "epoch": 1, "iteration": 10 * number, "loss": 1.0, "top1": 50.0,
+                         "forward_rates": [0.2, 0.03]})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -200,18 +204,19 @@ def test_curves_of_runs(tmp_path) -> None:
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert done.stdout.count("| 300 | 0.067 | 90.0% | .20 .030 | 0 .0012 |") == 2
     assert done.stdout.count("| 100 | 0.200 | 30.0% |") == 2
-    rows = curves.read(tmp_path / "a")
-    assert curves.elapsed(rows)[-1] == 150 and len(rows) == 32
-    figure = curves.draw({"a": rows}, "iterations")
-    assert [axes.get_xlabel() for axes in figure.axes] == ["iteration"] * 4
+    for against, end in (("iterations", 300), ("seconds", 150)):
+        loss, _, forward, _ = curves.draw({"a": curves.read(tmp_path / "a")}, against).axes
+        training, test = loss.get_lines()
+        assert training.get_xdata()[-1] == test.get_xdata()[-1] == end and len(test.get_xdata()) == 2
+        assert [len(line.get_xdata()) for line in forward.get_lines()] == [30, 30]
 
 
-def test_folders_without_metrics(tmp_path) -> None:
-    """A sentence, not a traceback."""
-    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "loss": 2}\n{"iterat')
-    for folder, words in ((tmp_path / "none", "has no metrics.jsonl"), (tmp_path, "no row of metrics")):
-        with pytest.raises(ValueError, match=words):
-            curves.read(folder)
+def test_rows_of_a_run_that_is_writing(tmp_path) -> None:
+    """What is whole is read; without any row there is a sentence."""
+    with pytest.raises(ValueError, match="no rows of metrics"):
+        curves.read(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"phase": "train", "iteration": 1}\n{"phase": "tr')
+    assert curves.read(tmp_path) == [{"phase": "train", "iteration": 1}]
 
 
 def test_lines_differ_in_grey() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_atomically
+from utils.pages import number
 
 LINES, MARKERS = ("-", "--", "-.", ":"), "osD^v<>P"
 SIGNS = {1: ("#08306b", "spike of +1"), -1: ("#f28e2b", "spike of −1")}  # dark and light
@@ -25,12 +26,12 @@ def save(figure: Any, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def style(number: int, count: int) -> dict[str, Any]:
-    """How to draw the line ``number`` of ``count``."""
+def style(place: int, count: int) -> dict[str, Any]:
+    """How to draw a line, by its place among ``count``."""
     from matplotlib import colormaps
 
-    return {"color": colormaps["viridis"](0.88 * number / max(1, count - 1)), "linestyle": LINES[number % len(LINES)],
-            "marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linewidth": 1.4}
+    return {"color": colormaps["viridis"](0.88 * place / max(1, count - 1)), "linestyle": LINES[place % len(LINES)],
+            "marker": MARKERS[place % len(MARKERS)], "markersize": 4, "linewidth": 1.4}
 
 
 def points(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float]]:
@@ -41,31 +42,25 @@ def points(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], 
 
 def draw_lines(axes: Any, x: Sequence[float], lines: Mapping[str, Sequence[float | None]], **labels: Any) -> None:
     """Lines by name over ``x``; on a logarithmic axis, and where a value is None, they have gaps."""
-    for number, (name, y) in enumerate(lines.items()):
+    for place, (name, y) in enumerate(lines.items()):
         if labels.get("yscale") == "log":
             y = [value or None for value in y]
-        axes.plot(*points(x, y), label=name, markevery=max(1, len(x) // 12), **style(number, len(lines)))
+        axes.plot(*points(x, y), label=name, markevery=max(1, len(x) // 12), **style(place, len(lines)))
     axes.set(**labels)
     axes.grid(alpha=0.3)
 
 
 def by_layer(values: Sequence[Any]) -> dict[str, Any]:
     """An entry for each layer, with its name."""
-    return {f"layer {number}": value for number, value in enumerate(values)}
+    return {f"layer {layer}": value for layer, value in enumerate(values)}
 
 
-def rates(histograms: Mapping[str, Sequence[Sequence[float]]]) -> Any:
-    """Histograms of the units' rates, a line per layer.
-
-    Args:
-        histograms: for 'forward' and 'backward', per layer, shares of units in bins of equal width from 0 to 1.
-    """
+def rates(histograms: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Histograms of the units' rates, 'forward' and 'backward', a line per layer; see utils.measures.histogram."""
     figure, axes = new_figure(1, 2, width=11, height=4)
-    for own, (direction, layers) in zip(axes[0], histograms.items()):
-        bins = len(layers[0])
-        draw_lines(own, [(i + 0.5) / bins for i in range(bins)],
-                   by_layer([[100 * share for share in shares] for shares in layers]), yscale="log", xlim=(0, 1),
-                   title=f"{direction.capitalize()} rates", ylabel="share of the layer's units (%)",
+    for own, (direction, found) in zip(axes[0], histograms.items()):
+        draw_lines(own, found["rates"], by_layer([[100 * share for share in layer] for layer in found["shares"]]),
+                   yscale="log", title=f"{direction.capitalize()} rates", ylabel="share of the layer's units (%)",
                    xlabel=f"spikes {'of either sign ' * (direction == 'backward')}of a unit per step")
     _legend(figure, axes[0, 0])
     return figure
@@ -143,11 +138,11 @@ def energy(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
     figure, axes = new_figure(1, len(tables), width=12, height=4.2)
     for own, (title, networks) in zip(axes[0], tables.items()):
         models = list(next(iter(networks.values())))
-        for number, (model, shade) in enumerate(zip(models, ("0.2", "0.55", "0.85"))):
-            bars = own.barh([place + 0.27 * (number - 1) for place in range(len(networks))], height=0.25, color=shade,
+        for offset, (model, shade) in zip((-0.27, 0, 0.27), zip(models, ("0.2", "0.55", "0.85"))):
+            bars = own.barh([place + offset for place in range(len(networks))], height=0.25, color=shade,
                             width=[values[model] / 1e6 for values in networks.values()], edgecolor="black",
                             linewidth=0.6, label=model)
-            own.bar_label(bars, fmt="%.3g", padding=3, fontsize="x-small")
+            own.bar_label(bars, fmt=number, padding=3, fontsize="x-small")
         own.set(xscale="log", xlabel="µJ, logarithmic", title=f"{title.capitalize()}: energy of a sample", ymargin=0.05)
         own.set_yticks(range(len(networks)), [name.replace(" through", "\nthrough").replace(", ", ",\n")
                                               for name in networks])

@@ -15,7 +15,7 @@ from modules.operations import Counts, Recorder
 from modules.spide import SPIDE
 
 SHOWN = 12  # units of a layer in a raster
-BINS = 30  # of a histogram of rates
+BINS = 31  # of a histogram of rates, at most
 STEPS_BACK = (50, 100, 250, 1000)
 TIMES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of T, at which the distance from the equilibrium is measured
 
@@ -96,8 +96,8 @@ class Recording:
 
     Attributes:
         forward, backward: what was counted.
-        trains, potentials: by phase, per layer, spikes and potentials before the reset of some units of the first
-            sample, ``(steps, units)``.
+        trains, potentials: by phase, per layer, spikes and potentials before the reset of some units of the sample
+            with the largest gradient, ``(steps, units)``.
     """
 
     forward: Counts
@@ -108,13 +108,14 @@ class Recording:
 
 def record(own: Call, samples: int) -> Recording:
     """Simulate some samples of a call step by step; shown are units that pass gradient and got some, if there are."""
+    shown = own.gradient[:samples].flatten(1).norm(dim=1).argmax()
     betas = own.engine.simulate_backward(own.circuit.detached(), own.gradient, own.masks).betas
-    units = [_choose(mask[0] & (beta[0] != 0), mask[0], count[0])
+    units = [_choose(mask[shown] & (beta[shown] != 0), mask[shown], count[shown])
              for mask, beta, count in zip(own.masks, betas, own.forward.counts)]
     seen = {phase: [[] for _ in units] for phase in ("forward", "backward")}
 
     def watch(phase: str, layer: int, potential: Tensor, spikes: Tensor) -> None:
-        seen[phase][layer].append(torch.stack([t[0].reshape(-1)[units[layer]] for t in (potential, spikes)]))
+        seen[phase][layer].append(torch.stack([t[shown].reshape(-1)[units[layer]] for t in (potential, spikes)]))
 
     recorder, (circuit, x) = Recorder(watch), own.first(samples)
     found = replace(own, forward=recorder.simulate_forward(circuit, x))
@@ -131,14 +132,32 @@ def rates(inference: Call, training: Call, backward: Counts) -> list[dict[str, A
     """Of each layer ``forward``, over all samples in evaluation, and ``backward``, over those recorded.
 
     Returns:
-        Of both the mean ``rate``, the shares of units that are ``silent`` and that are ``saturated``, which fire at
-        every step, and a ``histogram``; of the forward one also the share that ``passes`` gradient in training.
+        Of both the mean ``rate``, and the shares of units that are ``silent`` and ``saturated``, which fire at every
+        step; of the forward one also the share that ``passes`` gradient in training.
     """
+    def ends(counts: Tensor, steps: int) -> dict[str, float]:
+        return {"rate": counts.double().mean().item() / steps, "silent": (counts == 0).double().mean().item(),
+                "saturated": (counts == steps).double().mean().item()}
+
     return [{"layer": layer, "shape": list(count.shape[1:]), "units": count[0].numel(),
-             "forward": {**_shares(count, inference.circuit.time_step), "passes": mask.double().mean().item()},
-             "backward": _shares(fired, backward.steps)}
+             "forward": {**ends(count, inference.circuit.time_step), "passes": mask.double().mean().item()},
+             "backward": ends(fired, backward.steps)}
             for layer, (count, mask, fired) in enumerate(zip(inference.forward.counts, training.masks,
                                                              backward.spikes))]
+
+
+def histogram(counts: list[Tensor], steps: int) -> dict[str, Any]:
+    """How many units and samples have which rate, from numbers of spikes.
+
+    Returns:
+        ``rates``, the middles of bins as wide as some whole numbers of spikes, and the ``shares`` of each layer.
+    """
+    most = int(max(count.max() for count in counts))
+    width = -(-(most + 1) // BINS)
+    bins = most // width + 1
+    shares = [torch.bincount(count.flatten().long() // width, minlength=bins) / count.numel() for count in counts]
+    return {"rates": [(number * width + (width - 1) / 2) / steps for number in range(bins)],
+            "shares": [share.tolist() for share in shares]}
 
 
 def equilibrium(own: Call) -> dict[str, Any]:
@@ -208,11 +227,3 @@ def _choose(*wanted: Tensor) -> Tensor:
     candidates = next((c for c in flat if c.sum() >= SHOWN), torch.ones_like(flat[0])).nonzero()[:, 0]
     places = torch.linspace(0, len(candidates) - 1, min(SHOWN, len(candidates)), device=candidates.device)
     return candidates[places.round().long()]
-
-
-def _shares(counts: Tensor, steps: int) -> dict[str, Any]:
-    """Mean rate, shares of units at the ends, and a histogram from 0 to 1, from numbers of spikes."""
-    rate = counts.double() / steps
-    histogram = torch.histc(rate.cpu(), min(BINS, steps + 1), 0, 1) / rate.numel()
-    return {"rate": rate.mean().item(), "silent": (counts == 0).double().mean().item(),
-            "saturated": (counts == steps).double().mean().item(), "histogram": histogram.tolist()}

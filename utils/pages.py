@@ -24,8 +24,8 @@ either sign and of all units; where a unit passes no gradient, they go nowhere.
 
 ![Histograms of rates](rates.png)
 
-Some units of every layer, for one sample in training, and the potential of the one among them that sent most backward
-spikes:
+Some units of every layer in training, for the recorded sample with the largest gradient, and the potential of the one
+among them that sent most backward spikes:
 
 ![Spikes](raster.png)
 
@@ -147,14 +147,14 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; floats with three digits, None as a dash."""
-    cells = ([number(value) if isinstance(value, float) else "–" if value is None else str(value) for value in row]
+    """A Markdown table; None as a dash."""
+    cells = (["–" if value is None else value if isinstance(value, str) else number(value) for value in row]
              for row in rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *cells))
 
 
 def number(value: float) -> str:
-    """Three digits, as a person writes them."""
+    """Three digits, and all of those before the point, as a person writes them."""
     if value and (abs(value) >= 1e8 or abs(value) < 1e-4):
         return f"{value:.2e}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -74,6 +74,8 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
             "how": {"samples": len(inputs), "recorded": recording.forward.samples, "scale_factor": scale_factor,
                     "batch": batch, "engine": engine.name, "device": str(device)},
             "rates": measures.rates(inference, training, recording.backward),
+            "histograms": {"forward": measures.histogram(inference.forward.counts, network.time_step),
+                           "backward": measures.histogram(recording.backward.spikes, network.time_step_back)},
             "equilibrium": equilibrium, "gradient": gradient,
             "operations": {phase: counts.per_sample() for phase, counts in
                            zip(PHASES, (tested.forward, recording.forward, recording.backward))}}
@@ -105,8 +107,7 @@ def _pictures(network: FeedbackSNN, recording: measures.Recording, results: dict
     """The figures of a report by name."""
     forward, backward = network.neuron.v_threshold, network.couple.v_threshold
     return {
-        "rates": figures.rates({phase: [layer[phase]["histogram"] for layer in results["rates"]]
-                                for phase in ("forward", "backward")}),
+        "rates": figures.rates(results["histograms"]),
         "raster": figures.raster(recording.trains),
         "potentials": figures.potentials(recording.trains, recording.potentials,
                                          {"forward": [forward], "backward": [backward, -backward]}),
@@ -124,11 +125,10 @@ def _in_mode(model: nn.Module, network: FeedbackSNN, training: bool) -> nn.Modul
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Leave modes and random state as they are; inside, gradients flow and random numbers are the same every time."""
+    """Leave modes and random state as they are; inside, gradients flow."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
             yield
     finally:
         for module, training in modes:
