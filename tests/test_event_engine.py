@@ -139,6 +139,37 @@ def test_dense_products_where_spikes_are_many(name: str, monkeypatch) -> None:
     assert len(asked) > 20
 
 
+@pytest.mark.parametrize("event_input", [False, True])
+@pytest.mark.parametrize("leak", [1.0, 0.5])
+def test_products_between_the_turns_of_a_chain(event_input: bool, leak: float, monkeypatch) -> None:
+    """Without feedback: layers that take more steps than fit one turn, frames that come in groups, and a product in
+    some turns of some layers of some samples, as their spikes are many or few."""
+    products = []
+
+    def counted(*arguments):
+        products.append(arguments)
+        return to_layer(*arguments)
+
+    to_layer = event.to_layer
+    monkeypatch.setattr(event, "to_layer", counted)
+    monkeypatch.setattr(costs, "break_even", lambda route: 0.1 * torch.Size(route.source).numel())
+    torch.manual_seed(9)
+    steps = (70, 40) if leak == 1 else (13, 9)
+    network = on_grid(FeedbackSNN(
+        input=synapses.Conv2d(2, 9, 3), layers=[synapses.Conv2d(9, 20, 3, dropout=0.5), synapses.AvgPool2d(2),
+        synapses.Linear(20 * 4 * 5, 70, dropout=0.5), synapses.Linear(70, 5)], event_input=event_input,
+        neuron=IF() if leak == 1 else LIF(leak=leak), couple=TernaryCouple(v_threshold=2**-4, u_rest=-0.5),
+        time_step=steps[0], time_step_back=steps[1])).double().train()
+    with torch.no_grad():
+        for synapse in (network.input, network.layers[0], *network.layers[2:]):
+            synapse.weight.mul_(4)
+            synapse.bias.copy_(torch.randint(0, 16, synapse.bias.shape) * GRID)
+    frames = (steps[0],) if event_input else ()
+    assert_same(network, torch.randn(3, *frames, 2, 9, 11).double() * 2)
+    turns = -(-steps[0] // (8 if event_input else 32)) + -(-steps[1] // 32)
+    assert 0 < len(products) < turns * 3 * 3  # of three samples and three synapses with weights
+
+
 def test_cost_model_prefers_products_for_many_spikes_only() -> None:
     """Half of all units spiking means a dense product for a wide convolution, one in a hundred does not."""
     network = FeedbackSNN(input=synapses.Conv2d(3, 64, 3), layers=[synapses.Conv2d(64, 64, 3)])

@@ -20,7 +20,7 @@ def obstacle() -> str | None:
         import numba
         import numba.extending
     except Exception as error:  # whatever a broken installation raises
-        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "numba":
             return "numba is not installed"
         return f"numba is installed, but cannot be imported ({type(error).__name__}: {error})"
     return "NUMBA_DISABLE_JIT is set, and its loops are never interpreted" if numba.config.DISABLE_JIT else None

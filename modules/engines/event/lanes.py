@@ -3,8 +3,9 @@
 Numba turns scalar loops into vector instructions where it can prove that this is safe, which it cannot in the loops of
 :mod:`modules.engines.event.kernels`: they gather rows at addresses that lists of spikes hold. With an explicit vector
 type the sum of those rows stays in registers, and which of its units reached the threshold comes out as the bits of one
-integer. That made both 3 to 5 times faster. A vector wider than a register of the machine becomes several.
+integer. That made both 3 to 5 times faster. A vector is as many registers as it takes.
 """
+import functools
 import operator
 
 from llvmlite import ir
@@ -12,9 +13,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
+PART = 16  # lanes of the vectors that LLVM sees: one register of the widest machines
+
 
 class Lanes(types.Type):
-    """Numba's type of a vector of ``width`` numbers of the type ``dtype``."""
+    """Numba's type of a vector of ``width`` numbers of the type ``dtype``; ``width`` is a multiple of ``PART``."""
 
     def __init__(self, dtype: types.Number, width: int) -> None:
         self.dtype, self.width = dtype, width
@@ -23,28 +26,59 @@ class Lanes(types.Type):
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
+    """An array of vectors of ``PART`` lanes: LLVM takes a vector whose width is no power of two apart lane by lane."""
+
     def __init__(self, manager, lanes):
-        element = manager[lanes.dtype].get_value_type()
-        super().__init__(manager, lanes, ir.VectorType(element, lanes.width))
+        part = ir.VectorType(manager[lanes.dtype].get_value_type(), PART)
+        super().__init__(manager, lanes, ir.ArrayType(part, lanes.width // PART))
 
 
-def _address(context, builder, array_type, array, index, vector):
-    """Pointer to the vector that starts at ``array[index]``, one-dimensional; there is no check of bounds."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+def _parts(builder, lanes):
+    """The vectors that make up a value."""
+    return [builder.extract_value(lanes, number) for number in range(lanes.type.count)]
 
 
-def _splat(builder, scalar, vector):
-    """A vector that holds ``scalar`` in every lane."""
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+def _joined(builder, parts):
+    """The reverse of :func:`_parts`."""
+    lanes = ir.Constant(ir.ArrayType(parts[0].type, len(parts)), ir.Undefined)
+    for number, part in enumerate(parts):
+        lanes = builder.insert_value(lanes, part, number)
+    return lanes
 
 
-def _chosen(builder, bits, width):
-    """The lowest ``width`` of 64 bits as what a ``select`` of vectors takes."""
-    bits = builder.trunc(bits, ir.IntType(width)) if width < 64 else bits
-    return builder.bitcast(bits, ir.VectorType(ir.IntType(1), width))
+def _element(context, builder, array_type, array, index):
+    """Pointer to ``array[index]``, one-dimensional; there is no check of bounds."""
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+
+
+def _pointers(builder, first, part, number):
+    """Pointers to ``number`` vectors from the element ``first`` on."""
+    vectors = builder.bitcast(first, part.as_pointer())
+    return [builder.gep(vectors, [ir.Constant(ir.IntType(64), n)]) for n in range(number)]
+
+
+def _splat(builder, scalar):
+    """A part that holds ``scalar`` in every lane."""
+    part = ir.VectorType(scalar.type, PART)
+    first = builder.insert_element(ir.Constant(part, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), PART), None)
+    return builder.shuffle_vector(first, ir.Constant(part, ir.Undefined), zeros)
+
+
+def _flags(builder, bits, number):
+    """The bits of a uint64, as ``number`` parts of flags."""
+    places = [ir.Constant(ir.IntType(64), PART * n) for n in range(number)]
+    words = [builder.trunc(builder.lshr(bits, place), ir.IntType(PART)) for place in places]
+    return [builder.bitcast(word, ir.VectorType(ir.IntType(1), PART)) for word in words]
+
+
+def _bits(builder, flags):
+    """The reverse: bit ``j`` of a uint64 for lane ``j``."""
+    bits = ir.Constant(ir.IntType(64), 0)
+    for number, part in enumerate(flags):
+        word = builder.zext(builder.bitcast(part, ir.IntType(PART)), ir.IntType(64))
+        bits = builder.or_(bits, builder.shl(word, ir.Constant(ir.IntType(64), PART * number)))
+    return bits
 
 
 @intrinsic(prefer_literal=True)
@@ -53,19 +87,32 @@ def load(typing_context, array, index, width):
     lanes = Lanes(array.dtype, width.literal_value)
 
     def generate(context, builder, signature, arguments):
-        vector = context.get_value_type(lanes)
-        pointer = _address(context, builder, signature.args[0], arguments[0], arguments[1], vector)
-        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+        value = context.get_value_type(lanes)
+        first = _element(context, builder, signature.args[0], *arguments[:2])
+        pointers = _pointers(builder, first, value.element, value.count)
+        return _joined(builder, [builder.load(pointer, align=array.dtype.bitwidth // 8) for pointer in pointers])
 
     return lanes(array, types.intp, width), generate
+
+
+@intrinsic
+def store(typing_context, array, index, lanes):
+    """``array[index : index + width] = lanes``."""
+    def generate(context, builder, signature, arguments):
+        parts = _parts(builder, arguments[2])
+        first = _element(context, builder, signature.args[0], *arguments[:2])
+        for pointer, part in zip(_pointers(builder, first, parts[0].type, len(parts)), parts):
+            builder.store(part, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), generate
 
 
 @intrinsic
 def at(typing_context, array, index):
     """``array[index]``, one-dimensional, for an index that is not negative: to allow for that costs a test."""
     def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load(builder.gep(data, [arguments[1]]))
+        return builder.load(_element(context, builder, signature.args[0], *arguments))
 
     return array.dtype(array, types.intp), generate
 
@@ -74,34 +121,20 @@ def at(typing_context, array, index):
 def put(typing_context, array, index, value):
     """``array[index] = value``, an integer made one of the array's type or a number of it; otherwise as :func:`at`."""
     def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         own = context.cast(builder, arguments[2], value, array.dtype)
-        builder.store(own, builder.gep(data, [arguments[1]]))
+        builder.store(own, _element(context, builder, signature.args[0], *arguments[:2]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), generate
 
 
-@intrinsic
-def store(typing_context, array, index, lanes):
-    """``array[index : index + width] = lanes``."""
-    def generate(context, builder, signature, arguments):
-        pointer = _address(context, builder, signature.args[0], arguments[0], arguments[1], arguments[2].type)
-        builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, lanes), generate
-
-
 @intrinsic(prefer_literal=True)
 def fill(typing_context, scalar, width):
     """A vector that holds ``scalar`` ``width`` times; ``width`` is a constant."""
-    lanes = Lanes(scalar, width.literal_value)
-
     def generate(context, builder, signature, arguments):
-        return _splat(builder, arguments[0], context.get_value_type(lanes))
+        return _joined(builder, [_splat(builder, arguments[0])] * (width.literal_value // PART))
 
-    return lanes(scalar, width), generate
+    return Lanes(scalar, width.literal_value)(scalar, width), generate
 
 
 def _arithmetic(instruction):
@@ -109,7 +142,8 @@ def _arithmetic(instruction):
     @intrinsic
     def combine(typing_context, a, b):
         def generate(context, builder, signature, arguments):
-            return getattr(builder, instruction)(*arguments)
+            pairs = zip(*(_parts(builder, lanes) for lanes in arguments))
+            return _joined(builder, [getattr(builder, instruction)(*pair) for pair in pairs])
 
         return a(a, b), generate
 
@@ -136,9 +170,9 @@ def _comparison(relation):
     def bits(typing_context, lanes, threshold):
         """Which of at most 64 lanes stand in the relation to ``threshold``: bit ``j`` of a uint64 for lane ``j``."""
         def generate(context, builder, signature, arguments):
-            vector = arguments[0]
-            holds = builder.fcmp_ordered(relation, vector, _splat(builder, arguments[1], vector.type))
-            return builder.zext(builder.bitcast(holds, ir.IntType(lanes.width)), ir.IntType(64))
+            limit = _splat(builder, arguments[1])
+            return _bits(builder, [builder.fcmp_ordered(relation, part, limit)
+                                   for part in _parts(builder, arguments[0])])
 
         return types.uint64(lanes, lanes.dtype), generate
 
@@ -153,10 +187,10 @@ at_most = _comparison("<=")
 def meets(typing_context, lanes, bits):
     """Which lanes, unsigned integers, share a set bit with ``bits``: bit ``j`` of a uint64 for lane ``j``."""
     def generate(context, builder, signature, arguments):
-        vector, mask = arguments
-        mask = _splat(builder, context.cast(builder, mask, bits, lanes.dtype), vector.type)
-        holds = builder.icmp_unsigned("!=", builder.and_(vector, mask), ir.Constant(vector.type, None))
-        return builder.zext(builder.bitcast(holds, ir.IntType(lanes.width)), ir.IntType(64))
+        mask = _splat(builder, context.cast(builder, arguments[1], bits, lanes.dtype))
+        zeros = ir.Constant(mask.type, None)
+        return _bits(builder, [builder.icmp_unsigned("!=", builder.and_(part, mask), zeros)
+                               for part in _parts(builder, arguments[0])])
 
     return types.uint64(lanes, bits), generate
 
@@ -165,10 +199,11 @@ def meets(typing_context, lanes, bits):
 def either(typing_context, lanes):
     """The bits that are set in any lane, unsigned integers, as a uint64."""
     def generate(context, builder, signature, arguments):
-        vector = arguments[0].type
-        kind, name = ir.FunctionType(vector.element, [vector]), f"llvm.vector.reduce.or.v{vector.count}{vector.element}"
+        part = functools.reduce(builder.or_, _parts(builder, arguments[0]))
+        kind = ir.FunctionType(part.type.element, [part.type])
+        name = f"llvm.vector.reduce.or.v{PART}{part.type.element}"
         reduce = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.zext(builder.call(reduce, arguments), ir.IntType(64))
+        return builder.zext(builder.call(reduce, [part]), ir.IntType(64))
 
     return types.uint64(lanes), generate
 
@@ -177,8 +212,10 @@ def either(typing_context, lanes):
 def only(typing_context, lanes, bits):
     """``lanes`` where the bit of ``bits`` is set, 0 elsewhere."""
     def generate(context, builder, signature, arguments):
-        vector, mask = arguments
-        return builder.select(_chosen(builder, mask, lanes.width), vector, ir.Constant(vector.type, None))
+        parts = _parts(builder, arguments[0])
+        zeros = ir.Constant(parts[0].type, None)
+        return _joined(builder, [builder.select(flags, part, zeros)
+                                 for part, flags in zip(parts, _flags(builder, arguments[1], len(parts)))])
 
     return lanes(lanes, types.uint64), generate
 
@@ -187,10 +224,11 @@ def only(typing_context, lanes, bits):
 def subtract_where(typing_context, lanes, bits, amount):
     """``lanes`` with ``amount``, made a number of their type, subtracted from those whose bit is set."""
     def generate(context, builder, signature, arguments):
-        vector, mask, scalar = arguments
-        scalar = _splat(builder, context.cast(builder, scalar, amount, lanes.dtype), vector.type)
-        lowered = (builder.fsub if isinstance(lanes.dtype, types.Float) else builder.sub)(vector, scalar)
-        return builder.select(_chosen(builder, mask, lanes.width), lowered, vector)
+        parts = _parts(builder, arguments[0])
+        scalar = _splat(builder, context.cast(builder, arguments[2], amount, lanes.dtype))
+        subtract = builder.fsub if isinstance(lanes.dtype, types.Float) else builder.sub
+        return _joined(builder, [builder.select(flags, subtract(part, scalar), part)
+                                 for part, flags in zip(parts, _flags(builder, arguments[1], len(parts)))])
 
     return lanes(lanes, types.uint64, amount), generate
 
@@ -199,8 +237,9 @@ def subtract_where(typing_context, lanes, bits, amount):
 def moved(typing_context, lanes, shift):
     """``lanes + shift`` for a vector of integers and an integer."""
     def generate(context, builder, signature, arguments):
-        vector, shift = arguments
-        return builder.add(vector, _splat(builder, builder.trunc(shift, vector.type.element), vector.type))
+        parts = _parts(builder, arguments[0])
+        shift = _splat(builder, builder.trunc(arguments[1], parts[0].type.element))
+        return _joined(builder, [builder.add(part, shift) for part in parts])
 
     return lanes(lanes, types.intp), generate
 
@@ -210,9 +249,9 @@ def load_bits(typing_context, bytes_, index, width):
     """The ``width`` bits from bit ``index`` on, a multiple of 8, of an array of uint8; as a uint64."""
     def generate(context, builder, signature, arguments):
         number = ir.IntType(width.literal_value)
-        first = builder.lshr(arguments[1], ir.Constant(ir.IntType(64), 3))
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        pointer = builder.bitcast(builder.gep(data, [first]), number.as_pointer())
+        byte = builder.lshr(arguments[1], ir.Constant(ir.IntType(64), 3))
+        first = _element(context, builder, signature.args[0], arguments[0], byte)
+        pointer = builder.bitcast(first, number.as_pointer())
         return builder.zext(builder.load(pointer, align=1), ir.IntType(64))
 
     return types.uint64(bytes_, types.intp, width), generate
@@ -223,9 +262,9 @@ def store_bits(typing_context, bytes_, index, bits, width):
     """Write the lowest ``width`` of ``bits``, a uint64, where :func:`load_bits` reads them."""
     def generate(context, builder, signature, arguments):
         number = ir.IntType(width.literal_value)
-        first = builder.lshr(arguments[1], ir.Constant(ir.IntType(64), 3))
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        pointer = builder.bitcast(builder.gep(data, [first]), number.as_pointer())
+        byte = builder.lshr(arguments[1], ir.Constant(ir.IntType(64), 3))
+        first = _element(context, builder, signature.args[0], arguments[0], byte)
+        pointer = builder.bitcast(first, number.as_pointer())
         own = arguments[2] if width.literal_value == 64 else builder.trunc(arguments[2], number)
         builder.store(own, pointer, align=1)
         return context.get_dummy_value()
