@@ -95,10 +95,10 @@ class Neurons(NamedTuple):
 
 
 class Sending(NamedTuple):
-    """Where spikes go: those of units whose ``gate`` is 1 to ``spikes``, and the step to ``said``, which the next layer
-    takes as ``Arriving.heard``, or None."""
+    """Where spikes go: those of units whose ``gate`` is 1 to ``spikes``, None if nobody listens; and the step to
+    ``said``, which the next layer takes as ``Arriving.heard``, or None."""
 
-    spikes: Tensor
+    spikes: Tensor | None
     gate: Tensor
     said: Tensor | None
 
@@ -236,7 +236,7 @@ def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, 
         potential, trace, count = load_neurons(neurons, unit, inside)
         potential, trace, count, spike, fired = advance(neurons, inside, potential, trace, count, total)
         store_neurons(neurons, unit, inside, potential, trace, count)
-        if sending is not None:
+        if sending.spikes is not None:
             sent = spike * tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)
             send(sending, sent, unit, inside, sample, step)
         number += fired
@@ -274,13 +274,13 @@ def step_neurons(target, tile, current, frame, neurons, sending, step, steps):
     unit = pixel.to(tl.int64)[:, None] * target.channels + channel[None, :]
     area = target.width * target.height
     potential, trace, count = load_neurons(neurons, unit, inside)
-    if sending is not None:
+    if sending.spikes is not None:
         gate = tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)
     number = 0.0
     for ahead in range(steps):
         total = tl.load(current + tl.cast(ahead, tl.int64) * frame + unit, mask=inside, other=0)
         potential, trace, count, spike, fired = advance(neurons, inside, potential, trace, count, total)
-        if sending is not None:
+        if sending.spikes is not None:
             send(sending, spike * gate, tl.cast(ahead, tl.int64) * target.pixels * target.channels + unit, inside,
                  ahead * (target.pixels // area) + pixel // area, step + ahead)
         number += fired

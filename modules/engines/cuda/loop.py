@@ -151,8 +151,8 @@ class Simulation:
                 potentials=self.potentials[layer], traces=self.traces[layer],
                 counts=self.counts[layer] if self.counts else None, fired=self.fired[layer:], upper=ring.upper,
                 lower=ring.lower, quantum=ring.quantum, leak=ring.leak),
-            "sending": kernels.Sending(spikes=spikes, gate=self.gates[layer],
-                                       said=self.said[layer] if self.skip else None) if listened else None}
+            "sending": kernels.Sending(spikes=spikes if listened else None, gate=self.gates[layer],
+                                       said=self.said[layer] if self.skip else None)}
 
     def _tile(self, layer: int, samples: int) -> kernels.Tile:
         """Sizes of the blocks of a product.
