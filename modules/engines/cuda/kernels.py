@@ -177,14 +177,13 @@ def store_neurons(neurons, unit, inside, potential, trace, count):
 
 
 @triton.jit
-def advance(neurons, inside, potential, trace, count, current):
-    """One step of neurons: integrate, fire, reset, leak.
+def advance(neurons, potential, trace, count, current):
+    """One step of neurons: integrate, fire, reset, leak; what lies outside of the image stays 0, and does not fire.
 
     Returns potential, trace and count after it, the spikes, and how many fired, up or down.
     """
     potential += current
-    up = tl.where(inside, (potential >= neurons.upper).to(tl.float32), 0.0)
-    down = tl.where(inside, (potential <= neurons.lower).to(tl.float32), 0.0)
+    up, down = (potential >= neurons.upper).to(tl.float32), (potential <= neurons.lower).to(tl.float32)
     spike = up - down
     potential = (potential - neurons.quantum * spike) * neurons.leak
     return (potential, trace * neurons.leak + spike, count + spike, spike, tl.sum(tl.sum(up + down, axis=1), axis=0))
@@ -234,7 +233,7 @@ def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, 
         if current is not None:
             total += tl.load(current + unit, mask=inside, other=0)
         potential, trace, count = load_neurons(neurons, unit, inside)
-        potential, trace, count, spike, fired = advance(neurons, inside, potential, trace, count, total)
+        potential, trace, count, spike, fired = advance(neurons, potential, trace, count, total)
         store_neurons(neurons, unit, inside, potential, trace, count)
         if sending.spikes is not None:
             sent = spike * tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)
@@ -279,7 +278,7 @@ def step_neurons(target, tile, current, frame, neurons, sending, step, steps):
     number = 0.0
     for ahead in range(steps):
         total = tl.load(current + tl.cast(ahead, tl.int64) * frame + unit, mask=inside, other=0)
-        potential, trace, count, spike, fired = advance(neurons, inside, potential, trace, count, total)
+        potential, trace, count, spike, fired = advance(neurons, potential, trace, count, total)
         if sending.spikes is not None:
             send(sending, spike * gate, tl.cast(ahead, tl.int64) * target.pixels * target.channels + unit, inside,
                  ahead * (target.pixels // area) + pixel // area, step + ahead)
