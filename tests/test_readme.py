@@ -71,7 +71,7 @@ def test_a_synapse() -> None:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_((4 * parameter / grid).round() * grid)
-        net.layers[0].weight.sub_(net.layers[0].weight.mean().div(grid).round() * grid)  # some inhibit, were it not for abs
+        net.layers[0].weight.sub_(net.layers[0].weight.mean().div(grid).round() * grid)  # some are negative
     x, found = (torch.randn(3, 2, 8, 9) / grid).round() * grid, {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
