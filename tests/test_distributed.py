@@ -14,6 +14,7 @@ import torch
 from modules import FeedbackSNN, synapses
 from tests.cifar import make_batches
 from tests.processes import BRIEF, REPOSITORY, environment
+from tests.small import small
 from utils import distributed
 
 # Dropout and augmentation are on; 38 images in batches of 4 make a last batch of 2, fewer than 3 processes.
@@ -225,3 +226,56 @@ def test_several_gpus_start_a_process_each(monkeypatch) -> None:
     monkeypatch.delenv("RANK")
     distributed.start_processes("1", flags)
     assert len(handed) == 1
+
+
+ALONE = """
+import os
+from tests.small import small
+from utils.errors import UserError
+
+def build_model(args):
+    if os.environ["RANK"] in {ranks!r}:
+        raise UserError("the model of this machine is missing")
+    return small().build_model(args)
+
+small(build_model=build_model).main()
+"""
+
+
+@pytest.mark.parametrize("ranks, said", [(("1",), "process 1 of 2: "), (("0", "1"), "")])
+def test_whoever_fails_speaks(ranks, said, tmp_path) -> None:
+    """A process that ends alone says why, whichever it is; those that end on the same sentence say it once."""
+    script = tmp_path / "script.py"
+    script.write_text(ALONE.format(ranks=ranks))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    own = [line for line in done.stderr.splitlines() if "the model of this machine is missing" in line]
+    assert done.returncode != 0 and len(own) == 1, done.stderr
+    assert own[0].startswith(f"script: error: {said}" if said else "script: error: ")
+
+
+@pytest.mark.parametrize("left, words", [
+    ({"RANK": "3"}, "--lr must be a positive number"), ({"RANK": "1", "WORLD_SIZE": "1"}, "--lr must be a positive"),
+    ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK=1, WORLD_SIZE=2, MASTER_ADDR=None"),
+    ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=x"),
+    ({"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "WORLD_SIZE=two")])
+def test_variables_that_no_launcher_set(left, words, monkeypatch, tmp_path) -> None:
+    """A process that is alone speaks, whatever was left behind in its environment."""
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        small().main(["--lr", "0", "-c", str(tmp_path)])
+    assert isinstance(stopped.value.code, str) and words in stopped.value.code
+
+
+def test_waiting_for_the_others_is_said(tmp_path) -> None:
+    """A process whose job never comes together says what it waits for, and which variables say so."""
+    code = "from utils import distributed; distributed.WORD_AFTER = 0.1; distributed.join()"
+    left = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment(**left), stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+    finally:
+        process.kill()
+        process.communicate()
+    assert "process 1 of 2 waits for the others at 127.0.0.1:29999, as RANK and WORLD_SIZE say" in line

@@ -372,7 +372,7 @@ def test_a_picture_never_ends_a_training(tmp_path, monkeypatch, capsys) -> None:
     def broken(*_):
         raise MemoryError("no font")
 
-    monkeypatch.setattr(logs, "_plot", broken)
+    monkeypatch.setattr(logs, "_draw", broken)
     train("-c", tmp_path)
     out = capsys.readouterr().out
     assert "log.png could not be drawn (MemoryError: no font)" in out and "finished after 2 epochs" in out

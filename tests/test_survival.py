@@ -8,9 +8,10 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ import torch
 
 from tests.cifar import make_batches
 from tests.processes import BRIEF, REPOSITORY, command, environment, run, same_state, succeed
+from tests.small import small, stored
+from utils import metrics
 
 KILLS = int(os.environ.get("KILLS", 5))
 # Augmentation and dropout are on, the last batch of an epoch is smaller, and 39 iterations are three epochs.
-ALEXNET = ("cifar_alexnetf.py", *BRIEF, "--train-batch", 3, "--epochs", 3, "-t", 3, "-tb", 4)
+ALEXNET = ("cifar_alexnetf.py", *BRIEF, "--train-batch", 3, "--epochs", 3, "-t", 3, "-tb", 4, "--log-every", 3)
 LENET = ("mnist_lenet.py", "-d", "digits", *BRIEF, "--test-limit", 40)
 
 
@@ -82,17 +85,22 @@ def test_killed_runs_end_as_one_left_alone(images, tmp_path) -> None:
     succeed(*flags, "-j", 2, "-c", killed, "--resume", "auto")
     same_state(whole, killed)
     assert not list(killed.glob(".*"))
+    rows = [[{name: value for name, value in row.items() if name != "seconds"} for row in metrics.read(folder)]
+            for folder in (whole, killed)]
+    assert rows[0] == rows[1] and [row["iteration"] for row in rows[0] if row["phase"] == "train"] == [*range(3, 40, 3)]
+    assert len((killed / "metrics.jsonl").read_bytes().splitlines()) == len(rows[1])
     evaluations = [succeed("cifar_alexnetf.py", "--resume", folder / "model_best.pth.tar", "-e", "--gpu-id", -1)
                    for folder in (whole, killed)]
     assert evaluations[0].splitlines()[-1] == evaluations[1].splitlines()[-1]
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_stopping_signals(number, status, tmp_path) -> None:
-    """SIGTERM and SIGINT save after the running iteration and say how to go on; the rest gives the same bits."""
+    """SIGTERM, SIGINT and a lost connection save after the running iteration; the rest gives the same bits."""
     flags = (*LENET, "--train-batch", 300, "--epochs", 2, "-j", 2)
     folder, whole = tmp_path / "run", tmp_path / "whole"
-    with running(*flags, "-c", folder, "--save-every", 1, start_new_session=True) as process:
+    with running(*flags, "-c", folder, "--save-every", 1, start_new_session=True,
+                 preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)) as process:
         wait_for_iteration(process, folder, 2)
         os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the workers too
         output = process.communicate(timeout=60)[0]
@@ -219,3 +227,68 @@ def test_read_only_folder() -> None:
     """Where no folder can be made, the run does not start."""
     done = run(*LENET, "-c", "/proc/run")
     assert done.returncode == 1 and "cannot write checkpoints to /proc/run" in done.stderr
+
+
+def test_two_runs_do_not_mix(tmp_path) -> None:
+    """The second one is refused and the first goes on; killed outright, it leaves nothing that keeps out a third."""
+    flags = (*LENET, "-c", tmp_path, "--resume", "auto")
+    with running(*flags, "--save-every", 1) as process:
+        wait_for_iteration(process, tmp_path, 1)
+        second = run(*flags)
+        assert second.returncode == 1 and f"{tmp_path} is in use by process {process.pid} on" in second.stderr
+        wait_for_iteration_after(process, tmp_path, iteration(tmp_path))
+    done = iteration(tmp_path)
+    assert f"{done + 1} iterations" in succeed(*flags, "--max-iters", done + 1)
+    assert not list(tmp_path.glob(".lock*"))
+
+
+def wait_for_iteration_after(process: subprocess.Popen, folder: Path, before: int) -> None:
+    while iteration(folder) <= before:
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def test_under_nohup_a_lost_connection_is_ignored(tmp_path) -> None:
+    with running(*LENET, "-c", tmp_path, "--save-every", 1, "--epochs", 1,
+                 preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
+        wait_for_iteration(process, tmp_path, 1)
+        process.send_signal(signal.SIGHUP)
+        assert "finished after 1 epochs" in process.communicate(timeout=100)[0] and process.returncode == 0
+
+
+@pytest.mark.parametrize("extra", [
+    {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, {"NUMBA_DISABLE_JIT": "1"},
+    {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}])
+def test_environments_of_other_programs(extra, tmp_path) -> None:
+    """A notebook's backend, a debugger's switch, a terminal without umlauts: the run ends well, picture and all."""
+    folder = tmp_path / "räume"
+    done = subprocess.run(command(*LENET, "--max-iters", 1, "-c", folder), cwd=REPOSITORY, env=environment(**extra),
+                          capture_output=True, timeout=120)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    assert iteration(folder) == 1 and (folder / "log.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("reader", ["| true", "| head -n 1", ">&-", "> /dev/full"])
+def test_nobody_reads(reader, tmp_path) -> None:
+    """A reader that goes away, none at all, a full disk: what is printed is lost, and nothing else; status 0."""
+    line = " ".join(command(*LENET, "--max-iters", 2, "-c", tmp_path))
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {line} {reader}"], cwd=REPOSITORY, env=environment(),
+                          stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert iteration(tmp_path) == 2 and (tmp_path / "log.txt").exists()
+
+
+def test_in_a_thread(tmp_path, capsys) -> None:
+    """Where no signal can be heard a run says so, and trains; a mistake is said too, as nobody gets the status."""
+    for flags, words in (((), "finished after 2 epochs"), (("--lr", "0"), "--lr must be a positive number")):
+        def main(*flags: str) -> None:
+            with suppress(SystemExit):  # which a thread ends on without a word
+                small().main(["-c", str(tmp_path), *flags])
+
+        thread = threading.Thread(target=main, args=flags)
+        thread.start()
+        thread.join()
+        printed = capsys.readouterr()
+        assert words in printed.out + printed.err and "Traceback" not in printed.err
+        assert ("cannot hear of signals" in printed.out) == (not flags)
+    assert stored(tmp_path)["epoch"] == 2

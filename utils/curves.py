@@ -1,12 +1,11 @@
 """Curves of runs, drawn together from their ``metrics.jsonl``, and a table of firing rates along each."""
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import figures
+from utils import figures, metrics
 from utils.pages import table
 
 Row = Mapping[str, Any]
@@ -19,14 +18,10 @@ def read(folder: Path) -> list[Row]:
     Raises:
         ValueError: there are none.
     """
-    path, rows = folder / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    rows = metrics.read(folder)
     if not rows:
-        raise ValueError(f"{path} holds no rows of metrics: name the folder of a run that has written some")
+        raise ValueError(f"{folder / metrics.NAME} holds no rows of metrics: name the folder of a run that has written "
+                         "some")
     return rows
 
 

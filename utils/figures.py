@@ -1,6 +1,7 @@
 """Pictures of a report and of runs. Layers differ in lightness, line and marker, so that they do in grey print too."""
 import io
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ SIGNS = {1: ("#08306b", "spike of +1"), -1: ("#f28e2b", "spike of −1")}  # dar
 
 def new_figure(rows: int, columns: int, *, width: float, height: float, **settings: Any) -> tuple[Any, Any]:
     """A figure that no display is needed for, whatever backend is set, and its axes ``(rows, columns)``."""
-    from matplotlib.figure import Figure  # takes a second to import, which only who draws need wait for
+    backend = os.environ.pop("MPLBACKEND", None)  # matplotlib cannot be imported where that names one which is absent
+    try:
+        from matplotlib.figure import Figure  # takes a second to import, which only who draws need wait for
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **settings)

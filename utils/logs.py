@@ -1,10 +1,9 @@
 """What a run leaves for people: ``log.txt`` and ``log.png``, and its results in words."""
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import metrics
+from utils import figures, metrics
 from utils.files import write_atomically
 from utils.progress import say
 
@@ -24,7 +23,7 @@ def write_log(folder: Path, rows: Sequence[Sequence[float]]) -> None:
     lines = ["\t".join(COLUMNS), *("\t".join(f"{value:.6f}" for value in row) for row in rows)]
     write_atomically(folder / LOG, ("\n".join(lines) + "\n").encode())
     try:
-        write_atomically(folder / PLOT, _plot(rows, metrics.read(folder)))
+        figures.save(_draw(rows, metrics.read(folder)), folder / PLOT)
     except Exception as error:  # of matplotlib and all that it depends on, which may raise anything
         say(f"warning: {folder / PLOT} could not be drawn ({type(error).__name__}: {error}); the numbers are in "
             f"{LOG} and {metrics.NAME}")
@@ -41,35 +40,28 @@ def read_log(folder: Path) -> list[list[float]]:
         return []
 
 
-def _plot(rows: Sequence[Sequence[float]], measured: Sequence[dict[str, Any]]) -> bytes:
-    """Curves over epochs, and of the backward firing rates over iterations, as a PNG; no matter which backend is set.
+def _draw(rows: Sequence[Sequence[float]], measured: Sequence[dict[str, Any]]) -> Any:
+    """Curves over epochs, and of the backward firing rates over iterations.
 
     Args:
         rows: of ``log.txt``; measured: of ``metrics.jsonl``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, which only a run that draws waits for
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 3.5), layout="constrained")
     panels = (("Loss", ("Train Loss", "Valid Loss")), ("Accuracy (%)", ("Train Acc.", "Valid Acc.")),
               ("Firing rate (spikes per step)", COLUMNS[5:]))
-    *over_epochs, over_iterations = figure.subplots(1, len(panels) + 1)
-    for axes, (title, names) in zip(over_epochs, panels):
-        for name in names:
-            axes.plot(range(1, len(rows) + 1), [row[COLUMNS.index(name)] for row in rows], ".-", label=name)
-        axes.set(xlabel="Epoch", title=title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    rates = [(row["iteration"], row["backward_rates"]) for row in measured if "backward_rates" in row]
-    for layer in range(len(rates[0][1]) if rates else 0):
-        over_iterations.plot([iteration for iteration, _ in rates], [own[layer] for _, own in rates],
-                             label=f"layer {layer}")
-    over_iterations.set(xlabel="Iteration", title="Backward firing rate (spikes per step)")
-    for axes in (*over_epochs, *([over_iterations] if rates else [])):
-        axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    figure, axes = figures.new_figure(1, len(panels) + 1, width=16, height=3.5)
+    epochs = range(1, len(rows) + 1)
+    for own, (title, names) in zip(axes[0], panels):
+        figures.draw_lines(own, epochs, {name: [row[COLUMNS.index(name)] for row in rows] for name in names},
+                           title=title, xlabel="Epoch")
+        own.legend(fontsize="small")
+        own.xaxis.get_major_locator().set_params(integer=True)
+    spiking = [row for row in measured if "backward_rates" in row]
+    layers = figures.by_layer(list(zip(*(row["backward_rates"] for row in spiking))))
+    figures.draw_lines(axes[0, -1], [row["iteration"] for row in spiking], layers, xlabel="Iteration",
+                       title="Backward firing rate (spikes per step)" if layers else "No backward spikes were recorded")
+    if layers:
+        axes[0, -1].legend(fontsize="small")
+    return figure
 
 
 def describe(results: dict[str, Any]) -> str:

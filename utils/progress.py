@@ -16,6 +16,8 @@ READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
 def say(line: str) -> None:
     """Print one line, above a progress bar if there is one, at once. Where it cannot be printed, work goes on."""
+    if sys.stdout is None:  # closed before the program began
+        return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
@@ -38,7 +40,7 @@ class Progress:
                  unit: str = "batch", size: Callable[[T], int] = lambda item: 1) -> None:
         self.items, self.label, self.total, self.done, self.quiet = items, label, total, done, quiet
         self.unit, self.size = unit, size
-        self.terminal = sys.stderr.isatty() and sys.stdout.isatty()
+        self.terminal = all(stream is not None and stream.isatty() for stream in (sys.stderr, sys.stdout))
         self.bar = tqdm(desc=label, total=total, initial=done, disable=not self.terminal, leave=False,
                         dynamic_ncols=True, unit=unit, unit_scale=unit == "B")
         self.reported = time.monotonic()
