@@ -177,8 +177,9 @@ def _agrees(known: Route, connection: Connection) -> bool:
 
 def _carried(route: Route, units: Tensor) -> Tensor:
     """What a route carries, as one product of whole tensors."""
-    weight = torch.eye(route.source[0]).to(units).expand(*route.kernel, -1, -1) if route.weight is None else route.weight
-    weight, settings = weight * route.scale, {"stride": route.stride, "padding": route.padding}
+    apart = torch.eye(route.source[0]).to(units).expand(*route.kernel, -1, -1)
+    weight = (apart if route.weight is None else route.weight) * route.scale
+    settings = {"stride": route.stride, "padding": route.padding}
     units = units.view(-1, *route.source)
     if not route.spreads:
         return F.conv2d(units, weight.permute(3, 2, 0, 1), **settings)
