@@ -131,7 +131,7 @@ def _places(root: str | Path) -> Iterator[Path]:
     for top in dict.fromkeys((dataset_folder(root), expand(root))):
         if top.is_dir():
             yield top
-            yield from (folder for folder in subfolders(top) if not re.match(r"\.|frames\d+_", folder.name))
+            yield from subfolders(top)
 
 
 def _in_zip(archive: Path, name: str, *, strict: bool) -> dict[Key, Recording]:

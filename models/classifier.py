@@ -32,5 +32,5 @@ class SpikingClassifier(nn.Module):
         return sum(map(math.prod, self.network.layer_shapes(self.input_shape)))
 
     def engine_on(self, device: torch.device) -> str:
-        """Name of the engine that simulates on ``device``."""
-        return engines.select(self.network.engine, device).name
+        """Name of the engine that simulates on ``device``, and whether it proved itself there."""
+        return engines.describe(self.network.engine, device)

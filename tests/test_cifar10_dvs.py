@@ -381,8 +381,9 @@ def test_no_network(tmp_path, monkeypatch):
 
 
 def test_own_zip_is_checked_once(root, monkeypatch):
-    """A zip put there by hand is compared with its md5, but not again as long as it stays the same."""
+    """A zip put there by hand is compared with its md5, but not again as long as it stays as it was noted."""
     publish(monkeypatch, {"cat": pack(root, "cat")})
+    dvs_files.verify(root / FOLDER / "cat.zip", root / "missing")
     checked, file_digest = [], hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, digest: checked.append(file) or file_digest(file, digest))
     cached = cache_folder(root, **SETTINGS) / "cifar10_cat_0.npy"

@@ -51,7 +51,7 @@ def rings(model: torch.nn.Module) -> tuple[Ring, Ring]:
 
 def compiled(launch: Launch, title: object) -> tuple[str, int, dict[str, int]]:
     """PTX, bytes of shared memory, and what ptxas says of registers (REG) and of what spills from them (STACK)."""
-    kernel = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.constants)
+    kernel = launch.kernel.warmup(grid=launch.grid, **launch.arguments)
     with open(os.path.join(os.environ["TRITON_CACHE_DIR"], "kernel.cubin"), "wb") as file:
         file.write(kernel.asm["cubin"])
     report = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True,

@@ -180,6 +180,15 @@ def test_other_datasets_files(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("fetching what is missing") == 3
 
 
+def test_folders_beside_do_not_count(cifar10, tmp_path, monkeypatch):
+    """Data beside the folder that the flag names, which is not theirs, are not taken for it."""
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no route to host")))
+    make_mnist(cifar10 / "MNIST" / "raw")
+    for name in ("mnist", "cifar10"):
+        with pytest.raises(UserError, match="could not be downloaded"):
+            images.load(name, cifar10 / "other", train=True)
+
+
 def test_packed_files_in_place_are_unpacked(tmp_path, monkeypatch):
     """Archives of the published md5 in the right folder need no download."""
     folder = make_mnist(tmp_path / "MNIST" / "raw")

@@ -157,6 +157,10 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     add("--gpu-id", default="0", stored=False,
         help="number of the GPU; several, 0,1, start a process for each; -1 for the CPU")
     add("--deterministic", action="store_true", help="same bits in every run on a GPU too, at some cost")
+    add("--report", action="store_true", stored=False,
+        help="write what the network does to report/ in the run's folder: with --evaluate, or when training has ended")
+    add("--report-samples", type=int, default=32, metavar="N", stored=False,
+        help="test samples that the report is made from")
     add("--dry-run", action="store_true", stored=False,
         help="print the configuration, check data and device, exit")
     parser.checks.append(_check_shared_flags)
@@ -165,7 +169,8 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
 
 def _check_shared_flags(args: argparse.Namespace) -> None:
     """Refuse values out of range."""
-    for name in ("train-batch", "test-batch", "epochs", "max-iters", "test-limit", "save-every", "accumulate"):
+    for name in ("train-batch", "test-batch", "epochs", "max-iters", "test-limit", "save-every", "accumulate",
+                 "report-samples"):
         value = getattr(args, name.replace("-", "_"))
         _require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
     for name in ("workers", "warmup", "start-epoch", "log-every"):

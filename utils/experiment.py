@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from utils import checkpoint, cli, distributed, folder, mistakes, provenance, signals, training
+from utils import checkpoint, cli, distributed, folder, mistakes, provenance, report, signals, training
 from utils.checkpoint import Stored
 from utils.cli import Arguments, Invocation, Parser
 from utils.distributed import World
@@ -125,6 +125,8 @@ class Experiment:
                 if world.leads:
                     provenance.record(run.folder, args, seed=seed, device=device_name(device))
                 training.fit(run)
+        if args.report and world.leads:
+            write_report(run)
         distributed.leave()
 
     def _export(self, args: Arguments, found: Stored) -> None:
@@ -228,6 +230,15 @@ def summary(run: Run, invocation: Invocation) -> str:
                      f"scale_factor too, as published: it is {args.lr / args.scale_factor:.3g} in effect; --lr "
                      f"{args.lr * args.scale_factor:g} would make it {args.lr:g}")
     return "\n".join(lines)
+
+
+def write_report(run: Run) -> None:
+    """Write ``report/`` into the folder of a run, from the first test samples."""
+    args, data = run.args, run.test_loader.dataset
+    samples = [data[0, index, True][:2] for index in range(min(args.report_samples, len(data)))]
+    inputs, targets = torch.utils.data.default_collate(samples)
+    report.write(run.model, inputs, targets, run.folder / "report", samples=len(samples),
+                 scale_factor=args.scale_factor, batch=args.train_batch)
 
 
 def check_data(run: Run) -> None:

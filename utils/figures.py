@@ -1,5 +1,6 @@
 """Pictures of a report and of runs. Layers differ in lightness, line and marker, so that they do in grey print too."""
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,11 +48,11 @@ def points(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], 
 
 
 def draw_lines(axes: Any, x: Sequence[float], lines: Mapping[str, Sequence[float | None]], **labels: Any) -> None:
-    """Lines by name over ``x``; on a logarithmic axis, and where a value is None, they have gaps."""
+    """Lines by name over ``x``, through what is not None; on a logarithmic axis they have gaps where they are 0."""
     for place, (name, y) in enumerate(lines.items()):
         if labels.get("yscale") == "log":
-            y = [value or None for value in y]
-        axes.plot(*points(x, y), label=name, markevery=max(1, len(x) // 12), **style(place, len(lines)))
+            y = [math.nan if value == 0 else value for value in y]
+        axes.plot(*points(x, y), label=name, markevery=max(1, len(x) // 30), **style(place, len(lines)))
     axes.set(**labels)
     axes.grid(alpha=0.3)
 

@@ -221,9 +221,14 @@ def gradient(own: Call, network: FeedbackSNN) -> dict[str, Any]:
 
 
 def _choose(*wanted: Tensor) -> Tensor:
-    """Numbers of ``SHOWN`` units of a layer, spread evenly over those where the first tensor is not zero; where these
-    are too few, the next one, or else over all."""
-    flat = [values.reshape(-1) != 0 for values in wanted]
-    candidates = next((c for c in flat if c.sum() >= SHOWN), torch.ones_like(flat[0])).nonzero()[:, 0]
-    places = torch.linspace(0, len(candidates) - 1, min(SHOWN, len(candidates)), device=candidates.device)
-    return candidates[places.round().long()]
+    """Numbers of ``SHOWN`` units of a layer: where the first tensor is not zero, evenly spread over these; if there are
+    too few, where the next one is not; at last any."""
+    chosen = torch.empty(0, dtype=torch.long, device=wanted[0].device)
+    for values in (*wanted, torch.ones_like(wanted[0])):
+        rest = values.reshape(-1) != 0
+        rest[chosen] = False
+        candidates = rest.nonzero()[:, 0]
+        room = min(SHOWN - len(chosen), len(candidates))
+        places = torch.linspace(0, len(candidates) - 1, room, device=candidates.device).round().long()
+        chosen = torch.cat([chosen, candidates[places]])
+    return chosen.sort().values

@@ -3,6 +3,7 @@
 An engine is any object with a name and the two functions of :class:`Engine`; ``dense`` defines by its code what every
 other must compute.
 """
+import functools
 from types import ModuleType
 
 import torch
@@ -10,12 +11,15 @@ import torch
 from modules.engines.cuda.engine import PRECISIONS, CudaEngine
 from modules.engines.dense import DENSE
 from modules.engines.event.engine import EventEngine
-from modules.engines.interface import BackwardResult, Engine, ForwardResult
+from modules.engines.interface import BackwardResult, Engine, EngineError, ForwardResult
+from modules.engines.memory import Yielding, out_of_memory
 from modules.notices import warn_once
 
-__all__ = ["NAMES", "PRECISIONS", "BackwardResult", "Engine", "ForwardResult", "names", "register", "require", "select"]
+__all__ = ["NAMES", "PRECISIONS", "BackwardResult", "Engine", "EngineError", "ForwardResult", "describe", "names",
+           "out_of_memory", "register", "require", "select"]
 
 NAMES = ("auto", "dense", "event", "cuda")  # auto and cuda may carry a precision, as cuda:bf16
+FASTEST = {"cpu": "event", "cuda": "cuda"}  # what auto takes, by the kind of device; dense on any other
 _REGISTRY: dict[str, Engine] = {}
 
 
@@ -39,23 +43,61 @@ def names() -> tuple[str, ...]:
 def select(engine: str | Engine, device: torch.device) -> Engine:
     """The engine that a name stands for on ``device``; an engine as it is.
 
+    The engine for GPUs is tried on the device first, see :mod:`modules.engines.trial`, once in a process.
+
     Args:
         engine: ``auto``, the fastest one for ``device``; ``dense``, ``event``, ``cuda``, or a registered name. ``cuda``
             and ``auto`` may be followed by a precision of the engine for GPUs, as in ``cuda:bf16``, tf32 by default.
 
     Raises:
         ValueError: there is no engine, or no precision, of that name; TypeError: the object is no engine.
+        EngineError: the engine for GPUs, given by name, failed its trial.
     """
+    return _select(engine, device)[0]
+
+
+def describe(engine: str | Engine, device: torch.device) -> str:
+    """Name of the engine that simulates on ``device``, and whether it was tried there, for a summary.
+
+    Raises:
+        ValueError, TypeError, EngineError: as :func:`select`.
+    """
+    found, proved = _select(engine, device)
+    return f"{found.name} (proved on this device)" if proved else found.name
+
+
+def _select(engine: str | Engine, device: torch.device) -> tuple[Engine, bool]:
+    """The engine, and whether it passed a trial."""
     found = require(engine)
-    if not isinstance(engine, str) or engine.partition(":")[0] != "auto":
-        return found
-    fast = {"cpu": _REGISTRY["event"], "cuda": found}.get(device.type, DENSE)
+    kind = engine.partition(":")[0] if isinstance(engine, str) else None
+    if kind not in ("auto", "cuda"):
+        return found, False
+    name = "cuda" if kind == "cuda" else FASTEST.get(device.type, "dense")
+    fast = found if name == "cuda" else _REGISTRY[name]
     reason = None if fast is DENSE else fast.obstacle(device, torch.float32)
+    if kind == "cuda" and reason is not None:
+        return fast, False  # it says so itself, and leaves its work to the dense engine
+    if reason is None and name == "cuda":
+        reason = _failure(fast, device)
     if reason is None:
-        return fast
+        return (_yielding(fast, device) if kind == "auto" and name == "cuda" else fast), name == "cuda"
+    if kind == "cuda":
+        raise EngineError(f"the engine {fast.name} cannot be used here: {reason}")
     warn_once("auto", fast.name, sentence=f"engine 'auto' takes dense, which is many times slower, in place of "
                                           f"{fast.name}: {reason}")
-    return DENSE
+    return DENSE, False
+
+
+def _failure(engine: Engine, device: torch.device) -> str | None:
+    """Why an engine failed its trial on ``device``, in words, or None."""
+    from modules.engines import trial  # which builds networks, and so stands above the engines
+
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return trial.verdict(engine, device)
+
+
+_yielding = functools.cache(lambda engine, device: Yielding(engine))
 
 
 def require(engine: str | Engine) -> Engine:

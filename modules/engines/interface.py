@@ -33,6 +33,10 @@ class BackwardResult:
     fired: Tensor
 
 
+class EngineError(RuntimeError):
+    """An engine that was asked for by name cannot be trusted here; the sentence says why and how to see more."""
+
+
 class Engine(Protocol):
     """The interface of an engine. Both functions run without autograd and leave their arguments unchanged.
 

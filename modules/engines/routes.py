@@ -161,35 +161,30 @@ def obstacle(connection: Connection) -> str | None:
 
 
 def _agrees(known: Route, connection: Connection) -> bool:
-    """Whether a route carries what the current and the transpose of its connection are."""
-    like = known.weight if known.weight is not None else next(
-        (t for t in connection.tensors if t is not None), torch.zeros(()))
-    generator = torch.Generator().manual_seed(0)
+    """Whether a route carries what the current and the transpose of its connection are, on one sample of spikes."""
+    like = next((t for t in (known.weight, *connection.tensors) if t is not None), torch.zeros(()))
+    generator, bias = torch.Generator().manual_seed(0), connection.bias
     spikes, signals = (torch.randint(0, 2, (1, *shape), generator=generator).to(like)
                        for shape in (connection.input_shape, connection.output_shape))
-    weight = known.scale * (torch.eye(known.source[0]).to(like).expand(*known.kernel, -1, -1)
-                            if known.weight is None else known.weight)
-    settings = {"stride": known.stride, "padding": known.padding}
+    current = connection.synapse.current(spikes, connection.weight, bias, connection.output_shape)
     try:
-        image, back = spikes.view(1, *known.source), signals.view(1, *known.target)
-        if known.spreads:
-            least = F.conv_transpose2d(image, weight.permute(2, 3, 0, 1), **settings)
-            extra = [n - m for n, m in zip(known.target[1:], least.shape[2:])]
-            found = F.conv_transpose2d(image, weight.permute(2, 3, 0, 1), output_padding=extra, **settings)
-            found_back = F.conv2d(back, weight.permute(2, 3, 0, 1), **settings)
-        else:
-            found = F.conv2d(image, weight.permute(3, 2, 0, 1), **settings)
-            least = F.conv_transpose2d(back, weight.permute(3, 2, 0, 1), **settings)
-            extra = [n - m for n, m in zip(known.source[1:], least.shape[2:])]
-            found_back = F.conv_transpose2d(back, weight.permute(3, 2, 0, 1), output_padding=extra, **settings)
-        if connection.bias is not None:
-            found = found + connection.bias.view(-1, 1, 1)
+        found, back = _carried(known, spikes), _carried(known.reverse(1.0), signals)
+        found = found if bias is None else found + bias.view(known.target[0], 1, 1)
     except RuntimeError:  # sizes that do not fit
         return False
-    expected = connection.synapse.current(spikes, connection.weight, connection.bias, connection.output_shape)
-    expected_back = connection.transpose(signals)
-    return (_close(found, expected, known.target) and _close(found_back, expected_back, known.source)
-            and (connection.bias is None or connection.bias.shape == known.target[:1]))
+    return _close(found, current, known.target) and _close(back, connection.transpose(signals), known.source)
+
+
+def _carried(route: Route, units: Tensor) -> Tensor:
+    """What a route carries, as one product of whole tensors."""
+    weight = torch.eye(route.source[0]).to(units).expand(*route.kernel, -1, -1) if route.weight is None else route.weight
+    weight, settings = weight * route.scale, {"stride": route.stride, "padding": route.padding}
+    units = units.view(-1, *route.source)
+    if not route.spreads:
+        return F.conv2d(units, weight.permute(3, 2, 0, 1), **settings)
+    least = F.conv_transpose2d(units, weight.permute(2, 3, 0, 1), **settings)
+    missing = [n - m for n, m in zip(route.target[1:], least.shape[2:])]
+    return F.conv_transpose2d(units, weight.permute(2, 3, 0, 1), output_padding=missing, **settings)
 
 
 def _close(found: Tensor, expected: Tensor, shape: Shape) -> bool:

@@ -4,13 +4,12 @@ What arrives in these steps is known beforehand, so that one product serves all 
 in registers from step to step.
 """
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from modules.engines.cuda import kernels
-from modules.engines.cuda.loop import Launch, Simulation, fitting, grid
+from modules.engines.cuda.loop import Launch, Simulation, fitting
 
 # Steps that a layer takes at once; so many steps' spikes and currents are in memory.
 STEPS = 8
@@ -38,22 +37,16 @@ class Chain(Simulation):
 
     def launches(self, layer: int, current: Tensor, step: int, steps: int) -> list[Launch]:
         """The kernels for some steps of one layer; only the first takes the current."""
-        (bias, *neurons), options = self._neurons(layer, self.spikes[layer])
-        potentials, found = self.potentials[layer], []
-        frame = potentials.numel()
+        target, found = self._target(layer, self.batch), []
+        frame = self.potentials[layer].numel()
         if self.ring.routes[layer] is None:
             frame = 0 if len(current) == 1 else frame
         else:
-            arguments, constants = self._product(layer, self.spikes[layer - 1], steps * self.batch)
-            current = self.carried
-            found.append(Launch(kernels.carry, grid(arguments, constants), (*arguments, step, current, self.batch),
-                                constants))
-        _, height, width, channels = potentials.shape
-        pixels = self.batch * height * width
-        blocks: dict[str, Any] = {
-            "BLOCK_PIXELS": fitting(pixels, 2**14 if self.device.type == "cpu" else 16),
-            "BLOCK_CHANNELS": fitting(channels, 128), "num_warps": 8}
-        size = pixels, height, width, channels
-        return [*found, Launch(kernels.step_neurons, grid(size, blocks),
-                               (*size, step, steps, bias, current, frame, *neurons),
-                               dict(**options, SKIP=self.skip, **blocks))]
+            current, samples = self.carried, steps * self.batch
+            found.append(self._launch(kernels.carry, self._tile(layer, samples), target=self._target(layer, samples),
+                                      **self._product(layer, self.spikes[layer - 1]), carried=current, batch=self.batch,
+                                      step=step))
+        tile = kernels.Tile(pixels=fitting(target.pixels, 2**14 if self.device.type == "cpu" else 16),
+                            channels=fitting(target.channels, 128), source=0)
+        return [*found, self._launch(kernels.step_neurons, tile, target=target, current=current, frame=frame,
+                                     **self._neurons(layer, self.spikes[layer]), step=step, steps=steps)]

@@ -13,6 +13,7 @@ import functools
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -60,7 +61,12 @@ class CudaEngine(RingEngine):
         self._simulations.move_to_end(key)
         while len(self._simulations) > KEPT:
             self._simulations.popitem(last=False)
-        return self._simulations[key].run(ring, currents, steps)
+        try:
+            with torch.cuda.device(like.device) if like.is_cuda else nullcontext():  # where Triton and streams go
+                return self._simulations[key].run(ring, currents, steps)
+        except RuntimeError:  # what was recorded by halves is not used again
+            del self._simulations[key]
+            raise
 
     def __deepcopy__(self, memo: dict) -> "CudaEngine":
         return CudaEngine(self.precision, skip=self.skip)  # a graph cannot be copied, and need not be

@@ -5,108 +5,220 @@ that currents never leave the registers (:func:`step_layer`). Where no spike com
 steps are formed at once (:func:`carry`), then its neurons take these steps (:func:`step_neurons`). Spikes are exact in
 bfloat16; weights may be split in two bfloat16 terms. Runs on a CPU too, under ``TRITON_INTERPRET=1``.
 
-All tensors are ``(samples, height, width, channels)``, ``pixels`` is ``samples * height * width`` of the target.
-Weights and their rest are ``(tap, target channel, source channel)``: tensor cores take float32 only so.
+All tensors are ``(samples, height, width, channels)``. Kernels take their arguments in named groups, by keyword; a
+tensor that there is not is None, and the kernel is compiled without it.
 """
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+class Arriving(NamedTuple):
+    """The spikes that arrive at a layer.
+
+    Attributes:
+        spikes: of the source.
+        heard: of each sample, the step of the last spike that the source sent, from 1 on, 0 for none; None to form all
+            products, whether spikes arrive or not.
+        height, width, channels: of the source.
+    """
+
+    spikes: Tensor
+    heard: Tensor | None
+    height: int
+    width: int
+    channels: int
+
+
+class Synapse(NamedTuple):
+    """What the spikes are multiplied with.
+
+    Attributes:
+        weight: ``(tap, target channel, source channel)``, as tensor cores take float32 only so; None for a pooling.
+        rest: a second term of the weight, or None.
+        scale: the weight of each tap of a pooling.
+        bias: of each target channel, or None.
+    """
+
+    weight: Tensor | None
+    rest: Tensor | None
+    scale: float
+    bias: Tensor | None
+
+
+class Window(NamedTuple):
+    """Constants of the window that slides over the source, or over the target if it ``spreads``; see ``Route``."""
+
+    height: int
+    width: int
+    stride: int
+    padding: int
+    spreads: bool
+
+
+class Target(NamedTuple):
+    """The layer that is computed; ``pixels``: of all samples, ``samples * height * width``."""
+
+    pixels: int
+    height: int
+    width: int
+    channels: int
+
+
+class Tile(NamedTuple):
+    """Constants: how many target pixels and channels one block computes, and source channels it multiplies at once."""
+
+    pixels: int
+    channels: int
+    source: int
+
+
+class Neurons(NamedTuple):
+    """The neurons of a layer.
+
+    Attributes:
+        potentials, traces: of each unit; counts: likewise, or None to count no spikes.
+        fired: of the layer, the number of spikes so far, int64.
+        upper, lower, quantum, leak: see ``Ring``.
+    """
+
+    potentials: Tensor
+    traces: Tensor
+    counts: Tensor | None
+    fired: Tensor
+    upper: float
+    lower: float
+    quantum: float
+    leak: float
+
+
+class Sending(NamedTuple):
+    """Where spikes go: those of units whose ``gate`` is 1 to ``spikes``, None if nobody listens; and the step to
+    ``said``, which the next layer takes as ``Arriving.heard``, or None."""
+
+    spikes: Tensor | None
+    gate: Tensor
+    said: Tensor | None
+
+
+def constant(group: Window | Tile) -> Window | Tile:
+    """The group as constants, which a kernel is compiled for."""
+    return type(group)(*map(tl.constexpr, group))
 
 
 @triton.jit
-def synaptic_current(
-    arriving, weights, rest_of_weights, source_height, source_width, source_channels, scale,
-    pixel, pixels, height, width, channel, channels, wanted,
-    KERNEL_HEIGHT: tl.constexpr, KERNEL_WIDTH: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    SPREADS: tl.constexpr, POOL: tl.constexpr, SPLIT: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SOURCE: tl.constexpr,
-):
-    """What spikes add to a block of target units, ``(BLOCK_PIXELS, BLOCK_CHANNELS)``, float32.
+def synaptic_current(arriving, synapse, window, target, tile, pixel, channel, wanted, WIDEN: tl.constexpr,
+                     PRECISION: tl.constexpr):
+    """What spikes and bias add to a block of target units, float32 ``(tile.pixels, tile.channels)``.
 
-    ``wanted``: 1, or 0 if no spike arrives. POOL: channels stay apart, with weight ``scale``. SPLIT: weights are the
-    sum of two terms. WIDEN: multiply in float32, which changes nothing, as Triton's interpreter does not multiply in
-    bfloat16.
+    ``pixel``, ``channel``: of the block; ``wanted``: 1, or 0 if no spike arrives. WIDEN: multiply in float32, which
+    changes nothing, as Triton's interpreter does not multiply in bfloat16. PRECISION: of products of float32.
     """
-    x, y, sample = pixel % width, (pixel // width) % height, pixel // (width * height)
-    total = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
-    blocks = 1 if POOL else tl.cdiv(source_channels, BLOCK_SOURCE)
+    x, y = pixel % target.width, (pixel // target.width) % target.height
+    sample = pixel // (target.width * target.height)
+    total = tl.zeros((tile.pixels, tile.channels), dtype=tl.float32)
+    blocks = 1 if synapse.weight is None else tl.cdiv(arriving.channels, tile.source)
     # One loop, so that loads run ahead of products from tap to tap too.
-    for product in range(KERNEL_HEIGHT * KERNEL_WIDTH * blocks * wanted):
-        tap, first = product // blocks, product % blocks * BLOCK_SOURCE
-        tap_y, tap_x = tap // KERNEL_WIDTH, tap % KERNEL_WIDTH
-        if SPREADS:
-            from_y, from_x = y + PADDING - tap_y, x + PADDING - tap_x
-            met = (from_y % STRIDE == 0) & (from_x % STRIDE == 0) & (from_y >= 0) & (from_x >= 0)
-            from_y, from_x = from_y // STRIDE, from_x // STRIDE
+    for product in range(wanted * blocks * window.height * window.width):
+        tap, first = product // blocks, product % blocks * tile.source
+        tap_y, tap_x = tap // window.width, tap % window.width
+        if window.spreads:
+            from_y, from_x = y + window.padding - tap_y, x + window.padding - tap_x
+            met = (from_y % window.stride == 0) & (from_x % window.stride == 0) & (from_y >= 0) & (from_x >= 0)
+            from_y, from_x = from_y // window.stride, from_x // window.stride
         else:
-            from_y, from_x = y * STRIDE - PADDING + tap_y, x * STRIDE - PADDING + tap_x
+            from_y, from_x = y * window.stride - window.padding + tap_y, x * window.stride - window.padding + tap_x
             met = (from_y >= 0) & (from_x >= 0)
-        met = met & (from_y < source_height) & (from_x < source_width) & (pixel < pixels)
-        place = ((sample * source_height + from_y) * source_width + from_x).to(tl.int64) * source_channels
-        if POOL:
-            total += scale * tl.load(arriving + place[:, None] + channel[None, :],
-                                     mask=met[:, None] & (channel < channels)[None, :], other=0).to(tl.float32)
+        met = met & (from_y < arriving.height) & (from_x < arriving.width) & (pixel < target.pixels)
+        place = ((sample * arriving.height + from_y) * arriving.width + from_x).to(tl.int64) * arriving.channels
+        if synapse.weight is None:
+            total += synapse.scale * tl.load(arriving.spikes + place[:, None] + channel[None, :], other=0,
+                                             mask=met[:, None] & (channel < target.channels)[None, :]).to(tl.float32)
         else:
-            source = first + tl.arange(0, BLOCK_SOURCE)
-            a = tl.load(arriving + place[:, None] + source[None, :],
-                        mask=met[:, None] & (source < source_channels)[None, :], other=0)
-            row = (tap * channels + channel).to(tl.int64)[None, :] * source_channels + source[:, None]
-            there = (source < source_channels)[:, None] & (channel < channels)[None, :]
-            w = tl.load(weights + row, mask=there, other=0)
+            source = first + tl.arange(0, tile.source)
+            a = tl.load(arriving.spikes + place[:, None] + source[None, :],
+                        mask=met[:, None] & (source < arriving.channels)[None, :], other=0)
+            row = (tap * target.channels + channel).to(tl.int64)[None, :] * arriving.channels + source[:, None]
+            there = (source < arriving.channels)[:, None] & (channel < target.channels)[None, :]
+            w = tl.load(synapse.weight + row, mask=there, other=0)
             if WIDEN:
                 a, w = a.to(tl.float32), w.to(tl.float32)
             total = tl.dot(a, w, total, input_precision=PRECISION)
-            if SPLIT:
-                w = tl.load(rest_of_weights + row, mask=there, other=0)
+            if synapse.rest is not None:
+                w = tl.load(synapse.rest + row, mask=there, other=0)
                 if WIDEN:
                     w = w.to(tl.float32)
                 total = tl.dot(a, w, total, input_precision=PRECISION)
+    if synapse.bias is not None:
+        total += tl.load(synapse.bias + channel, mask=channel < target.channels, other=0)[None, :]
     return total
 
 
 @triton.jit
-def fire(potential, upper, lower, inside):
-    """Which units fire, up and down, as float32; those outside of the image do not."""
-    up, down = (potential >= upper).to(tl.float32), (potential <= lower).to(tl.float32)
-    return tl.where(inside, up, 0.0), tl.where(inside, down, 0.0)
+def load_neurons(neurons, unit, inside):
+    """Potential, trace and count of some units."""
+    potential = tl.load(neurons.potentials + unit, mask=inside, other=0)
+    trace = tl.load(neurons.traces + unit, mask=inside, other=0)
+    count = trace
+    if neurons.counts is not None:
+        count = tl.load(neurons.counts + unit, mask=inside, other=0)
+    return potential, trace, count
+
+
+@triton.jit
+def store_neurons(neurons, unit, inside, potential, trace, count):
+    """What :func:`load_neurons` reads."""
+    tl.store(neurons.potentials + unit, potential, mask=inside)
+    tl.store(neurons.traces + unit, trace, mask=inside)
+    if neurons.counts is not None:
+        tl.store(neurons.counts + unit, count, mask=inside)
+
+
+@triton.jit
+def advance(neurons, potential, trace, count, current):
+    """One step of neurons: integrate, fire, reset, leak; what lies outside of the image stays 0, and does not fire.
+
+    Returns potential, trace and count after it, the spikes, and how many fired, up or down.
+    """
+    potential += current
+    up, down = (potential >= neurons.upper).to(tl.float32), (potential <= neurons.lower).to(tl.float32)
+    spike = up - down
+    potential = (potential - neurons.quantum * spike) * neurons.leak
+    return (potential, trace * neurons.leak + spike, count + spike, spike, tl.sum(tl.sum(up + down, axis=1), axis=0))
+
+
+@triton.jit
+def send(sending, sent, unit, inside, place, step):
+    """Write the spikes of some units, which passed the gate, and in ``said``, at ``place``, that samples spoke."""
+    tl.store(sending.spikes + unit, sent.to(sending.spikes.dtype.element_ty), mask=inside)
+    if sending.said is not None:
+        tl.store(sending.said + place, step, mask=tl.max(tl.abs(sent), axis=1) > 0)
 
 
 @triton.jit(do_not_specialize=["step"])  # or it would be compiled for 1, for multiples of 16, and for the rest
-def step_layer(
-    arriving, weights, rest_of_weights, source_height, source_width, source_channels, scale, heard,
-    pixels, height, width, channels, step,
-    bias, keep, current, potentials, traces, counts, gate, spikes, fired, said, upper, lower, quantum, leak,
-    KERNEL_HEIGHT: tl.constexpr, KERNEL_WIDTH: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    SPREADS: tl.constexpr, POOL: tl.constexpr, SPLIT: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SOURCE: tl.constexpr,
-    SKIP: tl.constexpr, ROUTE: tl.constexpr, BIAS: tl.constexpr, KEEP: tl.constexpr, CURRENT: tl.constexpr,
-    COUNTS: tl.constexpr, SENDS: tl.constexpr,
-):
+def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, sending, step,
+               WIDEN: tl.constexpr, PRECISION: tl.constexpr):
     """One step of one layer.
 
-    ROUTE, BIAS, KEEP, CURRENT, COUNTS, SENDS: which of the tensors there are; the first layer has a CURRENT. SKIP:
-    leave out the product where no spike arrives in any sample of the block; ``heard`` and ``said`` hold for each sample
-    the step of the last spike that the source and this layer sent, from 1 on, 0 for none.
+    ``current``: from outside, which the first layer has, else None; ``keep``: which of its units the synapse reaches,
+    or None for all. ``step``: its number in the loop, from 1 on.
     """
-    pixel = tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    first_channel = tl.program_id(1) * BLOCK_CHANNELS
-    channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
-    sample = pixel // (width * height)
-
-    if ROUTE:
-        wanted = 1
-        if SKIP:
-            sent_in = step if not CURRENT else step - 1  # spikes take a step to the first layer
-            wanted = (tl.max(tl.load(heard + sample, mask=pixel < pixels, other=-1)) >= sent_in).to(tl.int32)
-        whole = synaptic_current(
-            arriving, weights, rest_of_weights, source_height, source_width, source_channels, scale, pixel, pixels,
-            height, width, channel, channels, wanted, KERNEL_HEIGHT, KERNEL_WIDTH, STRIDE, PADDING, SPREADS, POOL,
-            SPLIT, WIDEN, PRECISION, BLOCK_PIXELS, BLOCK_CHANNELS, BLOCK_SOURCE)
-    else:
-        whole = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
+    pixel = tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels)
+    first_channel = tl.program_id(1) * tile.channels
+    channel = first_channel + tl.arange(0, tile.channels)
+    sample = pixel // (target.width * target.height)
+    wanted = 1
+    if arriving.heard is not None:  # in a sample of this block
+        sent_in = step if current is None else step - 1  # spikes take a step to the first layer
+        last = tl.load(arriving.heard + sample, mask=pixel < target.pixels, other=-1)
+        wanted = (tl.max(last) >= sent_in).to(tl.int32)
+    whole = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, wanted, WIDEN, PRECISION)
 
     # A quarter of the channels at a time: registers do not hold all that a thread knows of its neurons at once.
-    QUARTER: tl.constexpr = BLOCK_CHANNELS // 4
-    even, odd = tl.split(whole.reshape(BLOCK_PIXELS, 2, 2, QUARTER).permute(0, 3, 1, 2))
+    QUARTER: tl.constexpr = tile.channels // 4
+    even, odd = tl.split(whole.reshape(tile.pixels, 2, 2, QUARTER).permute(0, 3, 1, 2))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
     parts = (first, second, third, fourth)
@@ -114,103 +226,62 @@ def step_layer(
     for part in tl.static_range(4):
         total = parts[part]
         channel = first_channel + part * QUARTER + tl.arange(0, QUARTER)
-        inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-        unit = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
-        if BIAS:
-            total += tl.load(bias + channel, mask=channel < channels, other=0)[None, :]
-        if KEEP:
+        inside = (pixel < target.pixels)[:, None] & (channel < target.channels)[None, :]
+        unit = pixel.to(tl.int64)[:, None] * target.channels + channel[None, :]
+        if keep is not None:
             total *= tl.load(keep + unit, mask=inside, other=0).to(tl.float32)
-        if CURRENT:
+        if current is not None:
             total += tl.load(current + unit, mask=inside, other=0)
-        potential = tl.load(potentials + unit, mask=inside, other=0) + total
-        up, down = fire(potential, upper, lower, inside)
-        spike = up - down
-        tl.store(potentials + unit, (potential - quantum * spike) * leak, mask=inside)
-        tl.store(traces + unit, tl.load(traces + unit, mask=inside, other=0) * leak + spike, mask=inside)
-        if COUNTS:
-            tl.store(counts + unit, tl.load(counts + unit, mask=inside, other=0) + spike, mask=inside)
-        if SENDS:
-            sent = spike * tl.load(gate + unit, mask=inside, other=0).to(tl.float32)
-            tl.store(spikes + unit, sent.to(spikes.dtype.element_ty), mask=inside)
-            if SKIP:
-                tl.store(said + sample, step, mask=tl.max(tl.abs(sent), axis=1) > 0)
-        number += tl.sum(tl.sum(up + down, axis=1), axis=0)
-    tl.atomic_add(fired, number.to(tl.int64))
+        potential, trace, count = load_neurons(neurons, unit, inside)
+        potential, trace, count, spike, fired = advance(neurons, potential, trace, count, total)
+        store_neurons(neurons, unit, inside, potential, trace, count)
+        if sending.spikes is not None:
+            sent = spike * tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)
+            send(sending, sent, unit, inside, sample, step)
+        number += fired
+    tl.atomic_add(neurons.fired, number.to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["step"])
-def carry(
-    arriving, weights, rest_of_weights, source_height, source_width, source_channels, scale, heard,
-    pixels, height, width, channels, step,
-    carried, batch,
-    KERNEL_HEIGHT: tl.constexpr, KERNEL_WIDTH: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    SPREADS: tl.constexpr, POOL: tl.constexpr, SPLIT: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SOURCE: tl.constexpr,
-    SKIP: tl.constexpr,
-):
-    """The currents of some steps into a layer; samples are those of the first step, then those of the next.
+def carry(arriving, synapse, window, target, tile, carried, batch, step, WIDEN: tl.constexpr, PRECISION: tl.constexpr):
+    """The currents of some steps into a layer, written to ``carried``.
 
-    Arguments as of :func:`step_layer`; ``step`` is the first of the steps, ``carried`` where the currents go.
+    Samples of all groups are those of the first step, number ``step``, then those of the next, ``batch`` for each.
     """
-    pixel = tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    pixel = tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels)
+    channel = tl.program_id(1) * tile.channels + tl.arange(0, tile.channels)
     wanted = 1
-    if SKIP:
-        sample = pixel // (width * height)
-        sent = tl.load(heard + sample, mask=pixel < pixels, other=-1) >= step + sample // batch
-        wanted = tl.max(sent.to(tl.int32))
-    total = synaptic_current(
-        arriving, weights, rest_of_weights, source_height, source_width, source_channels, scale, pixel, pixels, height,
-        width, channel, channels, wanted, KERNEL_HEIGHT, KERNEL_WIDTH, STRIDE, PADDING, SPREADS, POOL, SPLIT, WIDEN,
-        PRECISION, BLOCK_PIXELS, BLOCK_CHANNELS, BLOCK_SOURCE)
-    tl.store(carried + pixel.to(tl.int64)[:, None] * channels + channel[None, :], total,
-             mask=(pixel < pixels)[:, None] & (channel < channels)[None, :])
+    if arriving.heard is not None:
+        sample = pixel // (target.width * target.height)
+        last = tl.load(arriving.heard + sample, mask=pixel < target.pixels, other=-1)
+        wanted = tl.max((last >= step + sample // batch).to(tl.int32))
+    total = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, wanted, WIDEN, PRECISION)
+    tl.store(carried + pixel.to(tl.int64)[:, None] * target.channels + channel[None, :], total,
+             mask=(pixel < target.pixels)[:, None] & (channel < target.channels)[None, :])
 
 
 @triton.jit(do_not_specialize=["step", "steps"])
-def step_neurons(
-    pixels, height, width, channels, step, steps,
-    bias, current, frame, potentials, traces, counts, gate, spikes, fired, said, upper, lower, quantum, leak,
-    SKIP: tl.constexpr, BIAS: tl.constexpr, COUNTS: tl.constexpr, SENDS: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-):
+def step_neurons(target, tile, current, frame, neurons, sending, step, steps):
     """Some steps of a layer whose currents are known: what it knows of its neurons stays in registers meanwhile.
 
-    Arguments as of :func:`step_layer`; ``frame`` is the size of the current of one step, or 0 if it is constant.
+    ``current``: of all steps; ``frame``: the size of that of one step, or 0 if it is constant. ``step``: number of the
+    first step, of ``steps``; in ``sending``, samples are those of the first step, then those of the next.
     """
-    pixel = tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    unit = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
-    area = width * height
-    potential = tl.load(potentials + unit, mask=inside, other=0)
-    trace = tl.load(traces + unit, mask=inside, other=0)
-    if COUNTS:
-        count = tl.load(counts + unit, mask=inside, other=0)
-    if SENDS:
-        open_ = tl.load(gate + unit, mask=inside, other=0).to(tl.float32)
+    pixel = tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels)
+    channel = tl.program_id(1) * tile.channels + tl.arange(0, tile.channels)
+    inside = (pixel < target.pixels)[:, None] & (channel < target.channels)[None, :]
+    unit = pixel.to(tl.int64)[:, None] * target.channels + channel[None, :]
+    area = target.width * target.height
+    potential, trace, count = load_neurons(neurons, unit, inside)
+    if sending.spikes is not None:
+        gate = tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)
     number = 0.0
     for ahead in range(steps):
         total = tl.load(current + tl.cast(ahead, tl.int64) * frame + unit, mask=inside, other=0)
-        if BIAS:
-            total += tl.load(bias + channel, mask=channel < channels, other=0)[None, :]
-        potential += total
-        up, down = fire(potential, upper, lower, inside)
-        spike = up - down
-        potential = (potential - quantum * spike) * leak
-        trace = trace * leak + spike
-        if COUNTS:
-            count += spike
-        if SENDS:
-            sent = spike * open_
-            tl.store(spikes + tl.cast(ahead, tl.int64) * pixels * channels + unit, sent.to(spikes.dtype.element_ty),
-                     mask=inside)
-            if SKIP:
-                tl.store(said + ahead * (pixels // area) + pixel // area, step + ahead,
-                         mask=tl.max(tl.abs(sent), axis=1) > 0)
-        number += tl.sum(tl.sum(up + down, axis=1), axis=0)
-    tl.store(potentials + unit, potential, mask=inside)
-    tl.store(traces + unit, trace, mask=inside)
-    if COUNTS:
-        tl.store(counts + unit, count, mask=inside)
-    tl.atomic_add(fired, number.to(tl.int64))
+        potential, trace, count, spike, fired = advance(neurons, potential, trace, count, total)
+        if sending.spikes is not None:
+            send(sending, spike * gate, tl.cast(ahead, tl.int64) * target.pixels * target.channels + unit, inside,
+                 ahead * (target.pixels // area) + pixel // area, step + ahead)
+        number += fired
+    store_neurons(neurons, unit, inside, potential, trace, count)
+    tl.atomic_add(neurons.fired, number.to(tl.int64))

@@ -13,20 +13,19 @@ from torch import Tensor
 from modules.engines.cuda import kernels
 from modules.engines.cuda.graph import Replay
 from modules.engines.ring import Outcome, Ring
-from modules.engines.routes import Route, as_image
+from modules.engines.routes import as_image
 from modules.synapses import layout
 
 
 class Launch(NamedTuple):
-    """A kernel and all that it takes."""
+    """A kernel and all that it takes, by keyword."""
 
     kernel: Any
     grid: tuple[int, int]
-    arguments: tuple
-    constants: dict[str, Any]
+    arguments: dict[str, Any]
 
     def __call__(self) -> None:
-        self.kernel[self.grid](*self.arguments, **self.constants)
+        self.kernel[self.grid](**self.arguments)
 
 
 class Simulation:
@@ -114,40 +113,59 @@ class Simulation:
         """The kernel for one step of one layer; only the first takes the current."""
         last = len(self.potentials) - 1
         arriving = self._sent(layer - 1, parity) if layer else self._sent(last, 1 - parity)
-        arguments, constants = self._product(layer, arriving, self.batch)
-        (bias, *neurons), options = self._neurons(layer, self._sent(layer, parity))
-        keep, current = None if layer else self.keep, None if layer else current
-        potentials = self.potentials[layer]
-        return Launch(
-            kernels.step_layer, grid(arguments, constants),
-            (*arguments, step, bias, _or(keep, self.gates[layer]), _or(current, potentials), *neurons),
-            dict(**constants, **options, ROUTE=self.ring.routes[layer] is not None, KEEP=keep is not None,
-                 CURRENT=current is not None))
+        return self._launch(kernels.step_layer, self._tile(layer, self.batch), target=self._target(layer, self.batch),
+                            **self._product(layer, arriving), **self._neurons(layer, self._sent(layer, parity)),
+                            keep=None if layer else self.keep, current=None if layer else current, step=step)
 
-    def _product(self, layer: int, arriving: Tensor, samples: int) -> tuple[tuple, dict[str, Any]]:
-        """Arguments and constants of the product of a layer's weights and the spikes of so many samples."""
-        route, weights = self.ring.routes[layer], self.weights[layer] or [self.potentials[layer]]
+    @staticmethod
+    def _launch(kernel: Any, tile: kernels.Tile, *, target: kernels.Target, **arguments: Any) -> Launch:
+        """A kernel in as many blocks as the target takes."""
+        grid = triton.cdiv(target.pixels, tile.pixels), triton.cdiv(target.channels, tile.channels)
+        return Launch(kernel, grid, {"target": target, "tile": kernels.constant(tile), "num_warps": 8, **arguments})
+
+    def _target(self, layer: int, samples: int) -> kernels.Target:
+        """A layer of so many samples."""
         _, height, width, channels = self.potentials[layer].shape
-        geometry = route or Route(source=as_image(self.ring.shapes[layer]), target=as_image(self.ring.shapes[layer]),
-                                  kernel=(1, 1), weight=None)
-        pixels = samples * height * width
-        arguments = (arriving, weights[0], weights[-1], geometry.source[1], geometry.source[2], geometry.source[0],
-                     geometry.scale, self.said[layer - 1], pixels, height, width, channels)
-        return arguments, dict(
-            KERNEL_HEIGHT=geometry.kernel[0], KERNEL_WIDTH=geometry.kernel[1], STRIDE=geometry.stride,
-            PADDING=geometry.padding, SPREADS=geometry.spreads, POOL=geometry.weight is None, SPLIT=len(weights) == 2,
-            WIDEN=self.device.type == "cpu", PRECISION="tf32" if self.precision == "tf32" else "ieee", SKIP=self.skip,
-            **_blocks(geometry, pixels, self.precision, interpreted=self.device.type == "cpu"))
+        return kernels.Target(pixels=samples * height * width, height=height, width=width, channels=channels)
 
-    def _neurons(self, layer: int, spikes: Tensor) -> tuple[tuple, dict[str, Any]]:
-        """Arguments and constants of the update of a layer's neurons."""
-        ring, potentials, bias = self.ring, self.potentials[layer], self.biases[layer]
-        arguments = (
-            _or(bias, potentials), potentials, self.traces[layer], self.counts[layer] if self.counts else potentials,
-            self.gates[layer], spikes, self.fired[layer:], self.said[layer], ring.upper, ring.lower, ring.quantum,
-            ring.leak)
-        listened = ring.routes[(layer + 1) % len(ring.routes)] is not None
-        return arguments, dict(BIAS=bias is not None, COUNTS=bool(self.counts), SENDS=listened)
+    def _product(self, layer: int, arriving: Tensor) -> dict[str, Any]:
+        """What kernels take for the product of the weights into a layer and the spikes that arrive."""
+        route, weights = self.ring.routes[layer], self.weights[layer] or [None]
+        channels, height, width = route.source
+        return {
+            "arriving": kernels.Arriving(spikes=arriving, heard=self.said[layer - 1] if self.skip else None,
+                                         height=height, width=width, channels=channels),
+            "synapse": kernels.Synapse(weight=weights[0], rest=weights[1] if len(weights) == 2 else None,
+                                       scale=route.scale, bias=self.biases[layer]),
+            "window": kernels.constant(kernels.Window(
+                height=route.kernel[0], width=route.kernel[1], stride=route.stride, padding=route.padding,
+                spreads=route.spreads)),
+            "WIDEN": self.device.type == "cpu", "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
+            "num_stages": 3}
+
+    def _neurons(self, layer: int, spikes: Tensor) -> dict[str, Any]:
+        """What kernels take for the update of a layer's neurons, which write to ``spikes`` if anyone listens."""
+        ring, listened = self.ring, self.ring.routes[(layer + 1) % len(self.ring.routes)] is not None
+        return {
+            "neurons": kernels.Neurons(
+                potentials=self.potentials[layer], traces=self.traces[layer],
+                counts=self.counts[layer] if self.counts else None, fired=self.fired[layer:], upper=ring.upper,
+                lower=ring.lower, quantum=ring.quantum, leak=ring.leak),
+            "sending": kernels.Sending(spikes=spikes if listened else None, gate=self.gates[layer],
+                                       said=self.said[layer] if self.skip else None)}
+
+    def _tile(self, layer: int, samples: int) -> kernels.Tile:
+        """Sizes of the blocks of a product.
+
+        As large as registers hold without spilling, because blocks read spikes and weights again and again: without
+        tensor cores that is half. Three stages stay below 99 KiB of shared memory, which all GPUs have. Where there is
+        nothing to multiply, small blocks do. An interpreter takes as long for a large block as for a small one.
+        """
+        route = self.ring.routes[layer]
+        most = 2**14 if self.device.type == "cpu" else 128 if route.weight is not None else 32
+        return kernels.Tile(pixels=fitting(self._target(layer, samples).pixels, most),
+                            channels=fitting(route.target[0], 64 if self.precision == "fp32" else 128),
+                            source=fitting(route.source[0], 64 if self.precision == "bf16" else 32))
 
     def _load(self, ring: Ring) -> None:
         """Copy the tensors of a ring into those that the recorded loops read."""
@@ -198,31 +216,6 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor[:, None, None]
 
 
-def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """A kernel takes a pointer even for a tensor that it does not read."""
-    return other if tensor is None else tensor
-
-
-def grid(arguments: tuple, constants: dict[str, Any]) -> tuple[int, int]:
-    """Number of blocks of pixels and of channels, for arguments that end in pixels, height, width and channels."""
-    *_, pixels, _, _, channels = arguments
-    return triton.cdiv(pixels, constants["BLOCK_PIXELS"]), triton.cdiv(channels, constants["BLOCK_CHANNELS"])
-
-
 def fitting(size: int, most: int) -> int:
     """The size of a block: a power of two, from 16 to ``most``, that holds ``size`` if it can."""
     return min(most, max(16, triton.next_power_of_2(size)))
-
-
-def _blocks(route: Route, pixels: int, precision: str, *, interpreted: bool) -> dict[str, int]:
-    """Sizes of the blocks of a product, and warps to compute one.
-
-    As large as registers hold without spilling, because blocks read spikes and weights again and again: without tensor
-    cores that is half. Three stages stay below 99 KiB of shared memory, which all GPUs have. Where there is nothing to
-    multiply, small blocks do. An interpreter takes as long for a large block as for a small one.
-    """
-    most_pixels = 2**14 if interpreted else 128 if route.weight is not None else 32
-    return {"BLOCK_PIXELS": fitting(pixels, most_pixels),
-            "BLOCK_CHANNELS": fitting(route.target[0], 64 if precision == "fp32" else 128),
-            "BLOCK_SOURCE": fitting(route.source[0], 64 if precision == "bf16" else 32),
-            "num_warps": 8, "num_stages": 3}

@@ -56,37 +56,33 @@ def trains_of(desk, layer):
 
 @njit(**OPTIONS)
 def list_spikes(plan, desk, layer):
-    """List the spikes of a layer by image row, pixel and unit: positive ones from the front, negative ones from the
-    end of a row's room."""
+    """List the spikes of a layer by image row, pixel and unit."""
     L = plan.layers[layer]
-    width, room = L[WIDTH], STEPS * L[WIDTH] * L[CHANNELS]
-    both = plan.lower > -np.inf
+    width = L[WIDTH]
     for y in range(L[HEIGHT]):
-        begin, pointers = y * room, 2 * (width + 1) * y
-        front, back = begin, begin + room - 1
-        for x in range(width + 1):
-            put(desk.pointers, pointers + x, front - begin)
-            put(desk.pointers, pointers + width + 1 + x, begin + room - 1 - back)
-            if x == width:
-                break
+        begin, pointers = y * STEPS * width * L[CHANNELS], y * (width + 1)
+        place = begin
+        put(desk.pointers, pointers, 0)
+        for x in range(width):
             trains = trains_of(desk, layer) + (y * width + x) * L[PADDED]
             for channel in range(0, L[PADDED], 16):
-                number = (x * L[SPIKE_COLUMN] + channel) * STEPS
-                front = emit(desk.spikes, desk.up, trains + channel, number, front, 1)
-                if both:
-                    back = emit(desk.spikes, desk.down, trains + channel, number, back, -1)
+                number = x * L[SPIKE_COLUMN] + channel
+                place = emit(desk.spikes, desk.up, trains + channel, number, 0, place)
+                if plan.lower > -np.inf:
+                    place = emit(desk.spikes, desk.down, trains + channel, number, 1, place)
+            put(desk.pointers, pointers + x + 1, place - begin)
 
 
 @njit(forceinline=True, **OPTIONS)
-def emit(spikes, trains, unit, number, place, direction):
-    """List the spikes of 16 units, the first of which has ``number``, at ``place`` and on."""
+def emit(spikes, trains, unit, number, negative, place):
+    """List the spikes of one sign of 16 units, the first of which has ``number``, at ``place`` and on."""
     units = meets(load(trains, unit, 16), np.uint32(0xFFFFFFFF))
     while units:
         own = lowest(units)
-        train = np.uint64(at(trains, unit + own))
+        train, spike = np.uint64(at(trains, unit + own)), (2 * (number + own) + negative) * STEPS
         while train:
-            put(spikes, place, number + own * STEPS + lowest(train))
-            place += direction
+            put(spikes, place, spike + lowest(train))
+            place += 1
             train &= train - ONE
         units &= units - ONE
     return place
@@ -107,42 +103,37 @@ def unpack(plan, desk, layer, steps, dense):
             store(dense, step * units + unit, spikes)
 
 
-def _steps_of(width):
-    """The steps of a block of ``width`` channels."""
-    @njit(forceinline=True, **OPTIONS)
-    def add_rows(plan, desk, begin, end, shift, weights, negative):
-        """Add the rows of weights of some listed spikes to what arrives, and return in which steps that is."""
-        steps = np.uint64(0)
-        for i in range(begin, end):
-            spike = np.intp(at(desk.spikes, i)) + shift
-            step, row = spike & (STEPS - 1), load(plan.weights, weights + (spike >> STEP_BITS) * width, width)
-            arriving = load(desk.arriving, step * width, width)
-            store(desk.arriving, step * width, arriving - row if negative else arriving + row)
-            steps |= ONE << np.uint64(step)
-        return steps
+def _steps_of(width, together):
+    """The steps of a block of ``width`` channels, so many pixels together: what one has to wait for, others use."""
+    lanes = width * together
 
     @njit(forceinline=True, **OPTIONS)
-    def gather(plan, desk, L, S, x, y, channel):
-        """Add up what the lists of the layer before bring to a pixel, and return in which steps something arrives."""
-        steps = np.uint64(0)
-        weights, columns = L[WEIGHTS] + channel * L[WEIGHT_ROWS], S[WIDTH] + 1
+    def gather(plan, desk, L, S, x, y, channel, lane):
+        """Add up what the lists of the layer before bring to a pixel, and return in which steps something arrives.
+
+        Args:
+            L, S: the layer and the one before; channel: the first of the block; lane: the first of the pixel.
+        """
+        steps, weights = np.uint64(0), L[WEIGHTS] + channel * L[WEIGHT_ROWS]
         first, after, shift = (plan.column_windows[L[WINDOW_COLUMNS] + x, 0],
                                plan.column_windows[L[WINDOW_COLUMNS] + x, 1],
                                plan.column_windows[L[WINDOW_COLUMNS] + x, 2])
-        room = STEPS * S[WIDTH] * S[CHANNELS]
         for w in range(plan.row_begins[L[WINDOW_ROWS] + y], plan.row_begins[L[WINDOW_ROWS] + y + 1]):
-            row, moved = plan.row_windows[w, 0], (shift + plan.row_windows[w, 1]) * STEPS
-            pointers, list_ = 2 * columns * row, row * room
-            begin, end = at(desk.pointers, pointers + first), at(desk.pointers, pointers + after)
-            steps |= add_rows(plan, desk, list_ + begin, list_ + end, moved, weights, False)
-            if plan.lower > -np.inf:
-                begin = at(desk.pointers, pointers + columns + first)
-                end = at(desk.pointers, pointers + columns + after)
-                steps |= add_rows(plan, desk, list_ + room - end, list_ + room - begin, moved, weights, True)
+            row, moved = plan.row_windows[w, 0], 2 * STEPS * (shift + plan.row_windows[w, 1])
+            list_, pointers = row * STEPS * S[WIDTH] * S[CHANNELS], row * (S[WIDTH] + 1)
+            for i in range(list_ + at(desk.pointers, pointers + first), list_ + at(desk.pointers, pointers + after)):
+                spike = np.intp(at(desk.spikes, i)) + moved
+                step, number = spike & (STEPS - 1), spike >> (STEP_BITS + 1)
+                weight = load(plan.weights, weights + number * width, width)
+                if plan.lower > -np.inf:
+                    weight = weight * fill(at(plan.signs, (spike >> STEP_BITS) & 1), width)
+                place = step * lanes + lane
+                store(desk.arriving, place, load(desk.arriving, place, width) + weight)
+                steps |= ONE << np.uint64(step)
         return steps
 
     @njit(forceinline=True, **OPTIONS)
-    def pool(plan, desk, layer, L, S, x, y, channel):
+    def pool(plan, desk, layer, L, S, x, y, channel, lane):
         """As :func:`gather`, where the layer pools."""
         found, amount = np.uint64(0), plan.pool[layer]
         first, after = plan.column_windows[L[WINDOW_COLUMNS] + x, 0], plan.column_windows[L[WINDOW_COLUMNS] + x, 1]
@@ -157,11 +148,12 @@ def _steps_of(width):
                 while steps:
                     step = lowest(steps)
                     steps &= steps - ONE
-                    arriving = load(desk.arriving, step * width, width)
+                    place = step * lanes + lane
+                    arriving = load(desk.arriving, place, width)
                     arriving = subtract_where(arriving, meets(up, ONE << np.uint64(step)), -amount)
                     if plan.lower > -np.inf:
                         arriving = subtract_where(arriving, meets(down, ONE << np.uint64(step)), amount)
-                    store(desk.arriving, step * width, arriving)
+                    store(desk.arriving, place, arriving)
         return found
 
     @njit(**OPTIONS)
@@ -178,34 +170,34 @@ def _steps_of(width):
         area, every = L[HEIGHT] * L[WIDTH], (ONE << np.uint64(steps[1] - steps[0])) - ONE
         always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0  # what moves a potential without a spike
         units, trains = sample * plan.units + L[UNITS] + channel * area, trains_of(desk, layer) + channel
-        line = -(-L[PADDED] // WORD) * WORD  # a pixel's bits
         gates = (sample * plan.words + L[WORDS]) * WORD + channel
-        zero = fill(plan.upper - plan.upper, width)
+        zero = fill(plan.upper - plan.upper, lanes)
         fired = sent = 0
-        for pixel in range(area):
+        for pixel in range(0, area, together):
             left = every if always else np.uint64(0)
             if listens:
-                y, x = pixel // L[WIDTH], pixel % L[WIDTH]
-                if L[POOL]:
-                    left |= pool(plan, desk, layer, L, S, x, y, channel)
-                else:
-                    left |= gather(plan, desk, L, S, x, y, channel)
+                for number in range(together):
+                    y, x = (pixel + number) // L[WIDTH], (pixel + number) % L[WIDTH]
+                    if L[POOL]:
+                        left |= pool(plan, desk, layer, L, S, x, y, channel, number * width)
+                    else:
+                        left |= gather(plan, desk, L, S, x, y, channel, number * width)
             unit = units + pixel * width
-            potential, up, down = load(state.potentials, unit, width), fill(NONE, width), fill(NONE, width)
+            potential, up, down = load(state.potentials, unit, lanes), fill(NONE, lanes), fill(NONE, lanes)
             if at_least(potential, plan.upper) | at_most(potential, plan.lower):
                 left |= ONE  # it is beyond a threshold from before
             if left:
-                trace, gate = load(state.traces, unit, width), load_bits(plan.gate, gates + pixel * line, width)
+                trace, gate = load(state.traces, unit, lanes), load_bits(plan.gate, gates + pixel * L[PADDED], lanes)
                 while left:
                     step = lowest(left)
                     left &= left - ONE
-                    arriving = load(desk.arriving, step * width, width)
-                    store(desk.arriving, step * width, zero)
+                    arriving = load(desk.arriving, step * lanes, lanes)
+                    store(desk.arriving, step * lanes, zero)
                     if L[BIAS] >= 0:
-                        arriving = arriving + load(plan.bias, L[BIAS] + channel, width)
+                        arriving = arriving + load(plan.bias, L[BIAS] + channel, lanes)
                     if frame >= 0:
                         outside = frame + step * stride + pixel * L[PADDED] + channel
-                        arriving = arriving + load(current, outside, width)
+                        arriving = arriving + load(current, outside, lanes)
                     potential = potential + arriving
                     weight = weights[steps[0] + step]
                     spikes, negative = at_least(potential, plan.upper), at_most(potential, plan.lower)
@@ -220,9 +212,9 @@ def _steps_of(width):
                     if at_least(potential, plan.upper) | at_most(potential, plan.lower):
                         left |= (ONE << np.uint64(step + 1)) & every
                     if plan.leak != 1:
-                        potential = potential * fill(plan.leak, width)
+                        potential = potential * fill(plan.leak, lanes)
                     if state.counts.size:
-                        number = load(state.counts, unit, width)
+                        number = load(state.counts, unit, lanes)
                         store(state.counts, unit, subtract_where(number, spikes, -1))
                     fired += count(spikes)
                     sent += count(spikes & gate)
@@ -238,14 +230,22 @@ def _steps_of(width):
     return take
 
 
-take64, take48, take32, take16 = _steps_of(64), _steps_of(48), _steps_of(32), _steps_of(16)
+take64, take48, take32, take16 = _steps_of(64, 1), _steps_of(48, 1), _steps_of(32, 1), _steps_of(16, 1)
+take_two32, take_four16 = _steps_of(32, 2), _steps_of(16, 4)
 
 
 @njit(**OPTIONS)
 def take_steps(plan, state, desk, layer, sample, steps, weights, listens, current, frame, stride):
     """Some steps of a layer; arguments as of ``take``."""
     L = plan.layers[layer]
+    area = L[HEIGHT] * L[WIDTH]
     desk.sent[layer] = 0
+    if L[PADDED] == 16 and area % 4 == 0:
+        take_four16(plan, state, desk, layer, sample, 0, steps, weights, listens, current, frame, stride)
+        return
+    if L[PADDED] == 32 and area % 2 == 0:
+        take_two32(plan, state, desk, layer, sample, 0, steps, weights, listens, current, frame, stride)
+        return
     for channel in range(0, L[PADDED], L[BLOCK]):
         width = min(L[BLOCK], L[PADDED] - channel)
         if width == 64:

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     Attributes:
         layers: ``(layers, COLUMNS)``, int64.
         weights, bias: of all routes; row_begins, row_windows, column_windows: of all routes, see ``Route``.
-        pool: factor of a pooling route, per layer.
+        pool: factor of a pooling route, per layer; signs: 1 and -1.
         gate: uint8, a bit for each unit, ``(batch * words * 8)``; where 0, a spike is counted but not sent.
         keep: ``(batch * units)``, factor on what reaches the first layer by the closing route, or empty.
         upper, lower, quantum, leak: of the neurons; ``lower`` is -inf for neurons that fire one sign only.
@@ -50,6 +50,7 @@ class Plan(NamedTuple):
     row_windows: np.ndarray
     column_windows: np.ndarray
     pool: np.ndarray
+    signs: np.ndarray
     gate: np.ndarray
     keep: np.ndarray
     upper: np.floating
@@ -114,8 +115,8 @@ class Desk(NamedTuple):
         arriving: ``(STEPS * channels of a block)``, the currents into a pixel; zeros between two pixels.
         up, down: uint32 ``(2, units of the largest layer)``, spikes of a layer and of the one before, a bit for each
             step, pixel by pixel.
-        spikes: int32, the spikes of the layer before as numbers of weight rows, times ``STEPS``, plus the step;
-            pointers: int32, likewise, both as in :class:`State`.
+        spikes: int32, the spikes of the layer before: number of the row of weights, a bit for the sign, and the step in
+            ``STEP_BITS`` bits; pointers: int32, for each image row, how many of its spikes came before each column.
         sent: int64, number of spikes of each layer.
     """
 
@@ -132,6 +133,7 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
     batch = len(ring.gates[0])
     numbers = like.numpy().dtype.type
     images = [as_image(shape) for shape in ring.shapes]
+    line = WORD if ring.closed else WIDTHS[0]  # bits of a pixel come in whole words, or lie close for several pixels
     layers = np.zeros((len(images), COLUMNS), np.int64)
     layers[:, (CHANNELS, HEIGHT, WIDTH)] = images
     layers[:, BLOCK] = [WIDTHS[0] if _pools_spikes(ring, route) else WIDTHS[-1] for route in ring.routes]
@@ -140,7 +142,7 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
     area = layers[:, HEIGHT] * layers[:, WIDTH]
     sizes = {UNITS: area * layers[:, PADDED], SPIKES: area * layers[:, CHANNELS],
              POINTERS: 2 * layers[:, HEIGHT] * (layers[:, WIDTH] + 1),
-             WORDS: area * -(-layers[:, PADDED] // WORD),
+             WORDS: -(-area * _up(layers[:, PADDED], line) // WORD),
              WEIGHTS: layers[:, WEIGHT_ROWS] * layers[:, PADDED]}
     for column, own in sizes.items():
         layers[:, column] = own.cumsum() - own
@@ -165,13 +167,14 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
             route.write_weights(weights[L[WEIGHTS]:][:sizes[WEIGHTS][layer]])
         if bias is not None:
             L[BIAS] = sum(map(len, biases))
-            biases.append(F.pad(bias, (0, int(L[PADDED]) - len(bias))))
+            biases.append(F.pad(bias, (0, int(L[PADDED]) - len(bias))).repeat(max(1, WIDTHS[-1] // int(L[PADDED]))))
     return Plan(
         layers=layers, weights=weights.numpy(), bias=torch.cat([like.new_empty(0), *biases]).numpy(),
         row_begins=np.array(begins, np.int64), row_windows=np.array(windows, np.int64).reshape(-1, 2),
         column_windows=np.array(columns, np.int64).reshape(-1, 3),
         pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers),
-        gate=np.concatenate([_bits(gate, L) for gate, L in zip(ring.gates, layers)], axis=1).reshape(-1),
+        signs=np.array([1, -1], numbers),
+        gate=np.concatenate([_bits(gate, L, line) for gate, L in zip(ring.gates, layers)], axis=1).reshape(-1),
         keep=np.empty(0, numbers) if ring.keep is None else _kept(ring.keep, layers[0], total[UNITS], numbers),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
         batch=batch, units=total[UNITS], spikes=total[SPIKES], pointers=total[POINTERS],
@@ -215,7 +218,7 @@ def desk(plan: Plan) -> Desk:
     return Desk(
         arriving=np.zeros(STEPS * WIDTHS[-1], plan.weights.dtype), up=np.empty(units, np.uint32),
         down=np.empty(units, np.uint32), spikes=np.empty(STEPS * (height * width * channels).max(), np.int32),
-        pointers=np.empty(2 * (height * (width + 1)).max(), np.int32), sent=np.zeros(len(plan.layers), np.int64))
+        pointers=np.empty((height * (width + 1)).max(), np.int32), sent=np.zeros(len(plan.layers), np.int64))
 
 
 def to_pixels(tensor: Tensor, L: np.ndarray) -> Tensor:
@@ -231,11 +234,17 @@ def to_layer(pixels: Tensor, shape: Shape) -> Tensor:
     return image.contiguous(memory_format=layout(image))
 
 
-def _bits(gate: Tensor, L: np.ndarray) -> np.ndarray:
-    """A gate ``(batch, *shape)`` as bytes ``(batch, n)``, a bit for each unit, pixel by pixel in whole words."""
+def _bits(gate: Tensor, L: np.ndarray, line: int) -> np.ndarray:
+    """A gate ``(batch, *shape)`` as bytes of whole words ``(batch, n)``, a bit for each unit, ``line`` or a multiple of
+    it for each pixel."""
     pixels = to_pixels(gate, L)
-    words = F.pad(pixels, (0, -pixels.shape[-1] % WORD))
-    return np.packbits(words.flatten(1).numpy(), axis=1, bitorder="little")
+    bits = np.packbits(F.pad(pixels, (0, -pixels.shape[-1] % line)).flatten(1).numpy(), axis=1, bitorder="little")
+    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % (WORD // 8))))
+
+
+def _up(number: np.ndarray, step: int) -> np.ndarray:
+    """``number`` rounded up to a multiple of ``step``."""
+    return -(-number // step) * step
 
 
 def layers_of(ring: Ring, plan: Plan, array: np.ndarray, like: Tensor) -> list[Tensor]:

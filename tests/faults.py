@@ -1,0 +1,187 @@
+"""Faults for the trial to catch: each is a change of one place in a copy of an engine's sources.
+
+    python -m tests.faults cuda | event [PART OF A NAME]     tries all, prints which case catches which
+
+With ``cuda``, under Triton's interpreter: set ``TRITON_INTERPRET=1``.
+"""
+import importlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from modules import engines
+from modules.engines import trial
+from modules.engines.interface import Engine
+
+# Name: what stands in the sources, once, and what takes its place.
+CUDA = {
+    "wrong comparison, up": ("potential >= neurons.upper", "potential > neurons.upper"),
+    "wrong comparison, down": ("potential <= neurons.lower", "potential < neurons.lower"),
+    "missing reset": ("(potential - neurons.quantum * spike) * neurons.leak", "potential * neurons.leak"),
+    "reset of up spikes only": ("neurons.quantum * spike", "neurons.quantum * up"),
+    "dropped leak of potentials": ("(potential - neurons.quantum * spike) * neurons.leak",
+                                   "potential - neurons.quantum * spike"),
+    "dropped leak of traces": ("trace * neurons.leak + spike", "trace + spike"),
+    "count missed": ("count + spike", "count"),
+    "counts not read": ("count = tl.load(neurons.counts + unit, mask=inside, other=0)", "count = trace"),
+    "fired: down spikes missed": ("tl.sum(up + down, axis=1)", "tl.sum(up, axis=1)"),
+    "fired: last quarter only": ("        number += fired\n    tl.atomic", "        number = fired\n    tl.atomic"),
+    "fired: last step only": ("        number += fired\n    store", "        number = fired\n    store"),
+    "potentials not stored": ("    tl.store(neurons.potentials + unit, potential, mask=inside)\n", ""),
+    "swapped tap": ("tap_y, tap_x = tap // window.width", "tap_x, tap_y = tap // window.width"),
+    "tap mirrored where it spreads": ("x + window.padding - tap_x", "x - window.padding + tap_x"),
+    "stride met everywhere": ("(from_y % window.stride == 0) & ", ""),
+    "stride left out": ("x * window.stride - window.padding", "x - window.padding"),
+    "wrong border, left": ("            met = (from_y >= 0) & (from_x >= 0)\n", "            met = from_y >= 0\n"),
+    "wrong border, right": ("(from_x < arriving.width) & ", ""),
+    "wrong border, below": ("(from_y < arriving.height) & ", ""),
+    "wrong border, left, where it spreads": ("== 0) & (from_y >= 0) & (from_x >= 0)", "== 0) & (from_y >= 0)"),
+    "sample of the wrong size": ("sample * arriving.height", "sample * target.height"),
+    "bias left out": ("synapse.bias is not None", "False"),
+    "pooling not averaged": ("total += synapse.scale * ", "total += "),
+    "second term of weights left out": ("synapse.rest is not None", "False"),
+    "wrong block of source channels": ("product % blocks * tile.source", "0 * product"),
+    "one block of source channels less": ("tl.cdiv(arriving.channels, tile.source)",
+                                          "tl.maximum(1, arriving.channels // tile.source)"),
+    "wrong edge of target channels, layer": ("first_channel = tl.program_id(1) * tile.channels",
+                                             "first_channel = tl.program_id(1) * (tile.channels - 1)"),
+    "wrong edge of a quarter": ("part * QUARTER + tl.arange", "part * (QUARTER - 1) + tl.arange"),
+    "quarters out of order": ("parts = (first, second, third, fourth)", "parts = (first, third, second, fourth)"),
+    "wrong edge of target channels, product": (
+        "channel = tl.program_id(1) * tile.channels + tl.arange(0, tile.channels)\n    wanted",
+        "channel = tl.program_id(1) * (tile.channels - 1) + tl.arange(0, tile.channels)\n    wanted"),
+    "wrong edge of target channels, neurons": (
+        "channel = tl.program_id(1) * tile.channels + tl.arange(0, tile.channels)\n    inside",
+        "channel = tl.program_id(1) * (tile.channels - 1) + tl.arange(0, tile.channels)\n    inside"),
+    "wrong edge of pixels, layer": ("tile.pixels + tl.arange(0, tile.pixels)\n    first_channel",
+                                    "(tile.pixels - 1) + tl.arange(0, tile.pixels)\n    first_channel"),
+    "wrong edge of pixels, product": (
+        "tile.pixels + tl.arange(0, tile.pixels)\n    channel = tl.program_id(1) * tile.channels + "
+        "tl.arange(0, tile.channels)\n    wanted",
+        "(tile.pixels - 1) + tl.arange(0, tile.pixels)\n    channel = tl.program_id(1) * tile.channels + "
+        "tl.arange(0, tile.channels)\n    wanted"),
+    "wrong edge of pixels, neurons": (
+        "tile.pixels + tl.arange(0, tile.pixels)\n    channel = tl.program_id(1) * tile.channels + "
+        "tl.arange(0, tile.channels)\n    inside",
+        "(tile.pixels - 1) + tl.arange(0, tile.pixels)\n    channel = tl.program_id(1) * tile.channels + "
+        "tl.arange(0, tile.channels)\n    inside"),
+    "keep mask ignored": ("if keep is not None", "if False"),
+    "keep mask on the outside too": ("""        if keep is not None:
+            total *= tl.load(keep + unit, mask=inside, other=0).to(tl.float32)
+        if current is not None:
+            total += tl.load(current + unit, mask=inside, other=0)
+""", """        if current is not None:
+            total += tl.load(current + unit, mask=inside, other=0)
+        if keep is not None:
+            total *= tl.load(keep + unit, mask=inside, other=0).to(tl.float32)
+"""),
+    "current from outside left out": ("            total += tl.load(current + unit, mask=inside, other=0)\n",
+                                      "            total += 0\n"),
+    "wrong gate, layer": ("spike * tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)", "spike"),
+    "wrong gate, neurons": ("send(sending, spike * gate", "send(sending, spike"),
+    "a step unheard, layer": (">= sent_in", "> sent_in"),
+    "the first layer hears too late": ("step if current is None else step - 1", "step"),
+    "a step unheard, product": ("(last >= step + sample // batch)", "(last > step + sample // batch)"),
+    "only the first sample of a block heard": ("wanted = (tl.max(last)", "wanted = (tl.min(last)"),
+    "down spikes not said": ("tl.max(tl.abs(sent), axis=1)", "tl.max(sent, axis=1)"),
+    "said a step too early": ("pixel // area, step + ahead)", "pixel // area, step + ahead - 1)"),
+    "said for the wrong step": ("ahead * (target.pixels // area) + pixel // area", "pixel // area"),
+    "current of the wrong frame, neurons": ("current + tl.cast(ahead, tl.int64) * frame", "current"),
+    "spikes of the wrong step": ("tl.cast(ahead, tl.int64) * target.pixels * target.channels + unit", "unit"),
+    "current of the wrong frame, layer": ("current[step if len(current) > 1 else 0]", "current[0]"),
+    "current of the wrong frame, chain": ("current[first:first + steps] if", "current[:steps] if"),
+    "one current for all frames": ("frame = 0 if len(current) == 1 else frame", "frame = 0"),
+    "skipped step": ("for step in range(length):", "for step in range(length - 1):"),
+    "skipped step, chain": ("steps = min(STEPS, length - first)", "steps = min(STEPS, length - first) - (first > 0)"),
+    "steps too many, chain": ("steps = min(STEPS, length - first)", "steps = STEPS"),
+    "skipped layer": ("for layer in range(len(self.potentials)):\n                self.launch(",
+                      "for layer in range(max(1, len(self.potentials) - 1)):\n                self.launch("),
+    "buffers of the last layer not in turn": ("(parity + step) % 2", "parity"),
+    "the first layer reads what is being written": ("self._sent(last, 1 - parity)", "self._sent(last, parity)"),
+    "nothing at rest": ("                self._rest()\n", "                pass\n"),
+    "stale potentials": ("[*self.potentials, *self.traces", "[*self.traces"),
+    "stale traces": ("*self.potentials, *self.traces, ", "*self.potentials, "),
+    "stale counts": ("*self.traces, *self.counts, ", "*self.traces, "),
+    "stale spikes": ("*self.spikes, self.fired", "self.fired"),
+    "stale numbers of spikes": ("self.fired, self.said]", "self.said]"),
+    "stale weights": ("stored.copy_(term.mT)", "stored.copy_(stored if self.currents else term.mT)"),
+    "stale biases": ("own.copy_(bias)", "own.copy_(own if self.currents else bias)"),
+    "stale gates": ("own.copy_(_channels_last(gate))", "own.copy_(own if self.currents else _channels_last(gate))"),
+    "stale keep mask": ("self.keep.copy_(_channels_last(ring.keep))",
+                        "self.keep.copy_(self.keep if self.currents else _channels_last(ring.keep))"),
+    "stale current": ("            self.currents[frames].copy_(", "            fresh and self.currents[frames].copy_("),
+    "results overwritten by the next call": ("return image.clone(memory_format=layout(image))", "return image"),
+    "buffers of another batch size": ("len(ring.gates[0]), ring.keep is None", "ring.keep is None"),
+    "buffers of another network": ("tuple(ring.shapes), geometry, ", "tuple(ring.shapes), "),
+    "constants of another network": ("ring.upper, ring.lower, ring.quantum, ring.leak)", "ring.lower)"),
+    "weights rounded to one term": ("return [high, (weight - high).bfloat16().float()]", "return [high, high * 0]"),
+    "a layer that is heard does not send": ("% len(self.ring.routes)] is not None", "% len(self.ring.routes)] is None"),
+    "a kernel that does not compile": ("total = tl.zeros(", "total = tl.nothing("),
+}
+EVENT = {
+    "wrong comparison, up": ('at_least = _comparison(">=")', 'at_least = _comparison(">")'),
+    "wrong comparison, down": ('at_most = _comparison("<=")', 'at_most = _comparison("<")'),
+    "missing reset": ("            total = subtract_where(total, up, plan.quantum)\n", ""),
+    "missing reset of down spikes": ("            total = subtract_where(total, down, -plan.quantum)\n", ""),
+    "dropped leak": ("total = total * fill(plan.leak, width)", "total = total"),
+    "bias left out": ("total = total + load(plan.bias, L[BIAS] + channel, width)", "total = total"),
+    "down spikes added": ("total = total - load(plan.weights", "total = total + load(plan.weights"),
+    "keep mask ignored": ("total = potential + total * load(plan.keep, unit, width)", "total = potential + total"),
+    "current from outside left out": ("total = total + load(current, ", "total = total + 0 * load(current, "),
+    "wrong gate": ("emit(state.spikes, up & gate,", "emit(state.spikes, up,"),
+    "count missed": ("load(state.counts, unit, width), up | down, -1)", "load(state.counts, unit, width), down, -1)"),
+    "fired: down spikes missed": ("fired += count(up | down)", "fired += count(up)"),
+    "units beyond a threshold forgotten": ("|= beyond != 0", "|= 0"),
+    "stale lists": ("if not spikes_in_row(state, source, row):\n            continue  # its",
+                    "if False:\n            continue  # its"),
+    "lists of the wrong step": ("step - (source_layer >= layer)", "step"),
+    "wrong tap": ("list_ + end, shift + plan.row_windows[w, 1]", "list_ + end, shift"),
+    "pooling adds down spikes": ("amount if i < middle else -amount", "amount"),
+}
+PLACES = {"cuda": CUDA, "event": EVENT}
+
+
+def faulty(kind: str, name: str, folder: Path) -> Engine:
+    """An engine with a fault, from a copy of its package in ``folder``, which is on ``sys.path``."""
+    old, new = PLACES[kind][name]
+    package = f"faulty_{kind}_{list(PLACES[kind]).index(name)}"
+    original = Path(engines.__file__).parent / kind
+    shutil.copytree(original, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    found = 0
+    for file in (folder / package).glob("*.py"):
+        text = file.read_text().replace(f"modules.engines.{kind}", package)
+        found += text.count(old)
+        file.write_text(text.replace(old, new))
+    assert found == 1, f"'{old}' stands {found} times in the sources of {kind}"
+    importlib.invalidate_caches()
+    module = importlib.import_module(f"{package}.engine")
+    return module.CudaEngine("bf16x2") if kind == "cuda" else module.EventEngine()
+
+
+def caught(kind: str, name: str, folder: Path) -> trial.Result | None:
+    """The first case of the trial that an engine with a fault fails, or None."""
+    results = trial.run(faulty(kind, name, folder), torch.device("cpu"))
+    return next((result for result in results if result.error is not None), None)
+
+
+def main(kind: str, part: str = "") -> Iterator[bool]:
+    """Try all faults, and say of each whether it was caught."""
+    with tempfile.TemporaryDirectory() as folder:
+        sys.path.insert(0, folder)
+        for name in PLACES[kind]:
+            if part in name:
+                start = time.perf_counter()
+                result = caught(kind, name, Path(folder))
+                what = "MISSED" if result is None else \
+                    f"{result.case.name} | {' '.join(f'{type(result.error).__name__}: {result.error}'.split())[:150]}"
+                print(f"| {name} | {what} | {time.perf_counter() - start:.1f} s", flush=True)
+                yield result is not None
+
+
+if __name__ == "__main__":
+    sys.exit(not all(list(main(*sys.argv[1:]))))
