@@ -26,7 +26,7 @@ SHARED = {
     "gpu_id": "0", "method": "spide", "ide_tolerance": 1e-4, "ide_max_sweeps": 100, "engine": "auto",
     "precision": "tf32", "accumulate": 1, "max_iters": None, "test_limit": None, "save_every": None,
     "override": False, "deterministic": False, "dry_run": False,
-    "log_every": 10, "export": None, "new_readout": False}
+    "log_every": 10, "export": None, "new_readout": False, "report": False, "report_samples": 32}
 CIFAR = {"time_step_back": 250, "scale_factor": 400.0, "epochs": 100, "schedule": [50, 75], "lr": 0.05, "warmup": 400}
 LENET = {"time_step_back": 100, "scale_factor": 100.0, "epochs": 60, "schedule": [20, 40], "lr": 0.1, "warmup": 0,
          "drop": 0.5}

@@ -102,7 +102,9 @@ class Experiment:
         invocation = agreed(invocation, world)
         args, seed, found = invocation.args, invocation.seed, invocation.stored
         if args.export:
-            return self._export(args, found)
+            if world.leads:
+                self._export(args, found)
+            return distributed.leave()
         device = choose_device(args, world.size)
         seed_everything(seed, deterministic=args.deterministic)
         with world.leader_first():

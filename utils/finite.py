@@ -25,14 +25,14 @@ class Watch:
     @torch.no_grad()
     def see_loss(self, loss: Tensor, iteration: int) -> None:
         """Look at the loss of an iteration, 0-dim, before its backward pass."""
-        self._note(self._first[:1], loss.reshape(1), iteration)
+        self._note(self._first[:1], torch.isfinite(loss).reshape(1), iteration)
 
     @torch.no_grad()
     def see_parameters(self, iteration: int) -> None:
         """Look at gradients and weights after the step of an iteration."""
         gradients = [p if p.grad is None else p.grad for p in self.parameters]
-        sizes = torch._foreach_norm([*gradients, *self.parameters], torch.inf)  # NaN if any entry is
-        self._note(self._first[1:], torch.stack([size.double() for size in sizes]), iteration)
+        extremes = [torch.stack(torch.aminmax(tensor)) for tensor in (*gradients, *self.parameters)]  # NaN if any is
+        self._note(self._first[1:], torch.isfinite(torch.stack(extremes)).all(dim=1), iteration)
 
     def first(self) -> tuple[int, str] | None:
         """Iteration and name of what ceased to be finite first, or None (this waits for the device)."""
@@ -40,8 +40,8 @@ class Watch:
         return None if torch.isinf(iteration) else (int(iteration), self.names[int(position)])
 
     @staticmethod
-    def _note(first: Tensor, values: Tensor, iteration: int) -> None:
-        first.copy_(torch.where(torch.isfinite(values), first, first.clamp(max=iteration)))
+    def _note(first: Tensor, finite: Tensor, iteration: int) -> None:
+        first.copy_(torch.where(finite, first, first.clamp(max=iteration)))
 
 
 def first_bad(tensors: Mapping[str, Any] | Iterable[Any], name: str = "") -> str | None:

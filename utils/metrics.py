@@ -18,8 +18,11 @@ from utils.meters import Meters
 NAME = "metrics.jsonl"
 
 
-def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) -> None:
     """Add rows to the file, all of them or, where that fails, none.
+
+    Args:
+        lasting: wait until they would outlast a power cut.
 
     Raises:
         OSError: they could not be written.
@@ -29,7 +32,8 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         try:
             file.write(b"".join(json.dumps(_plain(row)).encode() + b"\n" for row in rows))
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         except OSError:
             file.truncate(end)
             raise
@@ -104,11 +108,12 @@ class Recorder:
         """
         self._waiting.append((row, meters, seconds))
 
-    def write(self, merged: Callable[[Meters], Meters], *, leads: bool) -> None:
+    def write(self, merged: Callable[[Meters], Meters], *, leads: bool, lasting: bool) -> None:
         """Append what waits (this waits for the device); where that fails, it goes on waiting.
 
         Args:
             merged: sums over all processes of the job, which all of them ask for; leads: whether this one writes.
+            lasting: see :func:`append`.
 
         Raises:
             OSError: it could not be written.
@@ -120,7 +125,7 @@ class Recorder:
                          **({"seconds": seconds()} if seconds else {})})
         if rows and leads:
             self.folder.mkdir(parents=True, exist_ok=True)
-            append(self.folder, rows)
+            append(self.folder, rows, lasting=lasting)
         self._waiting.clear()
 
 

@@ -133,7 +133,7 @@ class Run:
             UserError: a number is not finite, so that the state is not worth a checkpoint.
         """
         self.require_finite()
-        self.write_metrics()
+        self.write_metrics(lasting=True)
         merged = {name: self.world.merged(meters).state_dict() for name, meters in
                   (("meters", self.state.meters), ("window", self.state.window))}
         if self.world.leads:
@@ -162,10 +162,10 @@ class Run:
             say(f"WARNING: the checkpoint of iteration {self.state.iteration} could NOT be written to {self.folder} "
                 f"({error.strerror or error}); training goes on, and the next save tries again")
 
-    def write_metrics(self) -> None:
+    def write_metrics(self, *, lasting: bool = False) -> None:
         """Append the rows of ``metrics.jsonl`` that wait; where that fails, a warning is all, and they wait on."""
         try:
-            self.recorder.write(self.world.merged, leads=self.world.leads)
+            self.recorder.write(self.world.merged, leads=self.world.leads, lasting=lasting)
         except OSError as error:
             say(f"WARNING: rows could NOT be written to {self.folder / metrics.NAME} ({error.strerror or error}); "
                 "training goes on, and the next write tries again")
