@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from utils.loading import make_loaders
+from utils.loading import Kept, make_loaders
 
 TORCHVISION = {"mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
                "cifar100": datasets.CIFAR100}
@@ -29,10 +29,13 @@ def image_loaders(args: argparse.Namespace, *, mean: Sequence[float], std: Seque
         args: ``dataset``, ``path`` and what :func:`utils.loading.make_loaders` reads.
         mean, std: of each channel, for normalisation; augmentation: transforms of a training image before that.
     """
-    normalise = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    return make_loaders(load(args.dataset, args.path, train=True),
-                        load(args.dataset, args.path, train=False, transform=transforms.Compose(normalise)),
-                        args, transform=transforms.Compose([*augmentation, *normalise]))
+    normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    test = Kept(load(args.dataset, args.path, train=False, transform=normalise))
+    if augmentation:
+        return make_loaders(load(args.dataset, args.path, train=True), test, args,
+                            transform=transforms.Compose([*augmentation, normalise]))
+    train = Kept(load(args.dataset, args.path, train=True, transform=normalise))
+    return make_loaders(train, test, args, transform=None)
 
 
 def load(name: str, root: str | Path, *, train: bool, transform: Callable[[Any], Any] | None = None) -> Dataset:
