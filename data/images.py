@@ -11,9 +11,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 
+<<<<<<< HEAD
 from utils.errors import UserError
 from utils.files import expand, plain, subfolders
 from utils.progress import say
+=======
+from utils.loading import Kept, make_loaders
+>>>>>>> event
 
 TORCHVISION = {"mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
                "cifar100": datasets.CIFAR100}
@@ -28,9 +32,19 @@ def normalised(name: str, root: str | Path, *, mean: Sequence[float], std: Seque
     Args:
         mean, std: of each channel, for normalisation; augmentation: transforms of a training image before that.
     """
+<<<<<<< HEAD
     normalise = [transforms.ToTensor(), transforms.Normalize(mean, std)]
     return (load(name, root, train=True), load(name, root, train=False, transform=transforms.Compose(normalise)),
             transforms.Compose([*augmentation, *normalise]))
+=======
+    normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    test = Kept(load(args.dataset, args.path, train=False, transform=normalise))
+    if augmentation:
+        return make_loaders(load(args.dataset, args.path, train=True), test, args,
+                            transform=transforms.Compose([*augmentation, normalise]))
+    train = Kept(load(args.dataset, args.path, train=True, transform=normalise))
+    return make_loaders(train, test, args, transform=None)
+>>>>>>> event
 
 
 def load(name: str, root: str | Path, *, train: bool, transform: Callable[[Any], Any] | None = None) -> Dataset:

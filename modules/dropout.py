@@ -9,6 +9,8 @@ from modules.synapses import Shape, layout
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # odd, with its bits spread, so that multiples of it are far apart
 
+IN_CACHE = 2**16  # units whose masks a CPU computes at a time
+
 
 def draw_keys(batch: int, device: torch.device) -> Tensor:
     """One random key for each sample, from the global generator: int64 ``(batch,)``."""
@@ -32,8 +34,8 @@ def dropout_mask(keys: Tensor, shape: Shape, *, p: float, stream: int, dtype: to
     low, high = own.view(torch.int32).view(-1, 2, *[1] * len(shape)).unbind(1)
     threshold = round(p * 2**32) - 2**31  # of a uniform int32
     mask = torch.empty((len(keys), *shape), dtype=dtype, device=keys.device, memory_format=layout(units))
-    # A CPU is faster sample by sample, as what one sample needs stays in its cache.
-    size = 1 if keys.device.type == "cpu" else max(1, len(keys))
+    # A CPU is faster with few samples at a time, as what they need stays in its cache.
+    size = max(1, IN_CACHE // max(1, units.numel()) if keys.device.type == "cpu" else len(keys))
     for part, low_bits, high_bits in zip(mask.split(size), low.split(size), high.split(size)):
         torch.ge(_mix_((units ^ low_bits).mul_(high_bits | 1)), threshold, out=part)
     return mask.mul_(1 / (1 - p))

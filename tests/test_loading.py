@@ -1,12 +1,13 @@
 """Data order and randomness as functions of seed, epoch and sample."""
 import argparse
+import pickle
 
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 from data import images
-from utils.loading import Batches, derive_seed, make_loaders
+from utils.loading import Batches, Kept, derive_seed, make_loaders
 
 
 def epoch(workers: int = 0, *, batch: int = 4, number: int = 2, seed: int = 5, skip: int = 0, rank: int = 0,
@@ -93,3 +94,35 @@ def test_missing_data_without_a_network(name: str, tmp_path, monkeypatch) -> Non
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(ValueError, match="could not be downloaded.*put its files there"):
         images.load(name, tmp_path, train=True)
+
+
+class Counted(TensorDataset):
+    """Says in a file of its own for each item that it was computed, in whatever process."""
+
+    def __init__(self, folder, *tensors):
+        super().__init__(*tensors)
+        self.folder = folder
+
+    def __getitem__(self, index):
+        with open(self.folder / str(index), "a") as file:
+            file.write("x")
+        value, label = super().__getitem__(index)
+        return value, int(label)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_items_without_randomness_are_computed_once(workers: int, tmp_path, monkeypatch) -> None:
+    """By whichever worker needs one first; those that do not fit are computed again and again."""
+    values = torch.arange(40.0).view(10, 4)
+    monkeypatch.setattr(Kept, "LIMIT", 8 * 16)  # bytes: eight of ten items
+    data = Kept(Counted(tmp_path, values, torch.arange(10)))
+    args = argparse.Namespace(train_batch=4, test_batch=3, workers=workers, manualSeed=1, test_limit=None,
+                              pin_memory=False, rank=0, ranks=1)
+    train, _ = make_loaders(data, data, args, transform=None)
+    for number in range(3):
+        train.batch_sampler.start(number)
+        for found, labels, _ in train:
+            assert torch.equal(found, values[labels])
+    computed = [(tmp_path / str(index)).stat().st_size for index in range(10)]
+    assert computed == [2] + [1] * 7 + [3, 3]  # the first one also to learn its shape
+    assert torch.equal(pickle.loads(pickle.dumps(data))[9][0], values[9])
