@@ -11,13 +11,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 
-<<<<<<< HEAD
+from data.kept import Kept
 from utils.errors import UserError
 from utils.files import expand, plain, subfolders
 from utils.progress import say
-=======
-from utils.loading import Kept, make_loaders
->>>>>>> event
 
 TORCHVISION = {"mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
                "cifar100": datasets.CIFAR100}
@@ -26,25 +23,20 @@ CONNECT_TIMEOUT = 20.0  # seconds; a machine behind a silent firewall should hea
 
 
 def normalised(name: str, root: str | Path, *, mean: Sequence[float], std: Sequence[float],
-               augmentation: Sequence[Callable[[Any], Any]] = ()) -> tuple[Dataset, Dataset, Callable[[Any], Any]]:
-    """Training images, test images, and the transform of the former; see :func:`load` for ``name`` and ``root``.
+               augmentation: Sequence[Callable[[Any], Any]] = ()
+               ) -> tuple[Dataset, Dataset, Callable[[Any], Any] | None]:
+    """Training images, test images, and the transform of the former, None where nothing of it is random.
+
+    Images that are the same in each epoch are transformed once. See :func:`load` for ``name`` and ``root``.
 
     Args:
         mean, std: of each channel, for normalisation; augmentation: transforms of a training image before that.
     """
-<<<<<<< HEAD
-    normalise = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    return (load(name, root, train=True), load(name, root, train=False, transform=transforms.Compose(normalise)),
-            transforms.Compose([*augmentation, *normalise]))
-=======
     normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
-    test = Kept(load(args.dataset, args.path, train=False, transform=normalise))
+    test = Kept(load(name, root, train=False, transform=normalise))
     if augmentation:
-        return make_loaders(load(args.dataset, args.path, train=True), test, args,
-                            transform=transforms.Compose([*augmentation, normalise]))
-    train = Kept(load(args.dataset, args.path, train=True, transform=normalise))
-    return make_loaders(train, test, args, transform=None)
->>>>>>> event
+        return load(name, root, train=True), test, transforms.Compose([*augmentation, normalise])
+    return Kept(load(name, root, train=True, transform=normalise)), test, None
 
 
 def load(name: str, root: str | Path, *, train: bool, transform: Callable[[Any], Any] | None = None) -> Dataset:

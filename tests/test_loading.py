@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from data import images
-from utils.loading import Batches, Kept, derive_seed, make_loaders
+from data.kept import Kept
+from utils.loading import Batches, derive_seed, make_loaders
 
 
 def epoch(workers: int = 0, *, batch: int = 4, number: int = 2, seed: int = 5, skip: int = 0, rank: int = 0,

@@ -5,18 +5,10 @@ epoch alone; the random crop or flip of an image, and the key of its dropout mas
 """
 import argparse
 import hashlib
-<<<<<<< HEAD
-=======
-import mmap
-import os
-import signal
-import threading
->>>>>>> event
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from utils.errors import UserError
@@ -100,84 +92,18 @@ class Keyed(Dataset):
         return len(self.dataset)
 
 
-<<<<<<< HEAD
 def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, transform: Callable[[Any], Any] | None,
                  seed: int, pin_memory: bool = False, rank: int = 0,
                  ranks: int = 1) -> tuple[DataLoader, DataLoader]:
-=======
-class Kept(Dataset):
-    """A dataset whose items are computed once, and kept in memory that all workers share, as far as they fit.
-
-    Args:
-        dataset: pairs of a tensor, all of one shape and type, and a label, a whole number >= 0; nothing about them is
-            random.
-    """
-
-    LIMIT = 2**28  # bytes
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        first, _ = dataset[0]
-        size = min(len(dataset), self.LIMIT // (first.numel() * first.element_size()))
-        self.inputs = _shared((size, *first.shape), first.dtype)
-        self.labels = _shared((size,), torch.int64)  # plus 1, as memory starts with zeros
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index >= len(self.labels):
-            return self.dataset[index]
-        if not self.labels[index]:
-            self.inputs[index], label = self.dataset[index]
-            self.labels[index] = label + 1
-        return self.inputs[index], int(self.labels[index]) - 1
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __reduce__(self) -> tuple:
-        return Kept, (self.dataset,)  # a process that was not forked cannot share it
-
-
-def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in memory that forked processes share, of which as much is used as is written."""
-    size = torch.Size(shape).numel()
-    return torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype=dtype, count=size).view(shape)
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """Make a worker ignore the signals that end a run, which reach it too: its parent may want another batch first."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-
-
-def _obey_parent() -> None:
-    """End this process at a SIGTERM from its parent, and from nobody else."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *,
-                 transform: Callable[[Any], Any] | None) -> tuple[DataLoader, DataLoader]:
->>>>>>> event
     """Loaders of training batches in random order, and of test batches in order; the last batch may be smaller.
 
     Args:
         train, test: pairs of input and label.
-<<<<<<< HEAD
         args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``test_limit`` (use the first so
             many test samples, or None for all).
         transform: from a training input to the network's, random or not, see :class:`Keyed`; seed: of the run.
         pin_memory: put batches where a GPU can fetch them.
         rank, ranks: number of this process, and of processes, which share every batch.
-=======
-        args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``manualSeed``, ``test_limit``
-            (use the first so many test samples, or None for all), ``pin_memory`` (where a GPU can fetch it), and
-            ``rank`` and ``ranks``, number of this process and of processes, which share every batch.
-        transform: from a training input to the network's, random or not, or None, see :class:`Keyed`.
->>>>>>> event
     """
     if args.test_limit is not None:
         test = Subset(test, range(min(args.test_limit, len(test))))
