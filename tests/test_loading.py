@@ -117,9 +117,8 @@ def test_items_without_randomness_are_computed_once(workers: int, tmp_path, monk
     values = torch.arange(40.0).view(10, 4)
     monkeypatch.setattr(Kept, "LIMIT", 8 * 16)  # bytes: eight of ten items
     data = Kept(Counted(tmp_path, values, torch.arange(10)))
-    args = argparse.Namespace(train_batch=4, test_batch=3, workers=workers, manualSeed=1, test_limit=None,
-                              pin_memory=False, rank=0, ranks=1)
-    train, _ = make_loaders(data, data, args, transform=None)
+    args = argparse.Namespace(train_batch=4, test_batch=3, workers=workers, test_limit=None)
+    train, _ = make_loaders(data, data, args, transform=None, seed=1)
     for number in range(3):
         train.batch_sampler.start(number)
         for found, labels, _ in train:
