@@ -38,19 +38,12 @@ class Events(NamedTuple):
 
 
 def read_aedat(path: str | Path) -> Events:
-    """Events of an AEDAT 2.0 file.
-
-    Raises:
-        UserError: as :func:`parse_aedat`.
-    """
+    """Events of an AEDAT 2.0 file; errors as of :func:`parse_aedat`."""
     return parse_aedat(expand(path).read_bytes(), str(path))
 
 
 def parse_aedat(contents: bytes, name: str) -> Events:
-    """Events of the contents of an AEDAT 2.0 file.
-
-    Args:
-        contents: of the whole file; name: of the file, for messages.
+    """Events of the contents of an AEDAT 2.0 file, whose name serves for messages.
 
     Raises:
         UserError: the header is missing or announces another format, the last event is cut off, or there is none.
@@ -68,23 +61,3 @@ def parse_aedat(contents: bytes, name: str) -> Events:
     stored = np.frombuffer(contents, EVENT, offset=start)
     address, timestamp = stored["address"].astype(np.int64), stored["timestamp"].astype(np.int64)
     return Events(127 - ((address & 0xFE) >> 1), (address & 0x7F00) >> 8, 1 - (address & 1), timestamp)
-
-
-def write_aedat(path: str | Path, events: Events) -> None:
-    """Write events as jAER does.
-
-    Raises:
-        UserError: a value is out of the range that :class:`Events` gives.
-    """
-    for field, values, limit in zip(Events._fields, events, (SENSOR, SENSOR, 2, 2**32)):
-        if np.size(values) and not 0 <= np.min(values) <= np.max(values) < limit:
-            raise UserError(f"{field} must lie in [0, {limit}) to be written to {path}, "
-                             f"not in [{np.min(values)}, {np.max(values)}]")
-    x, y, polarity, timestamp = (np.asarray(values, np.int64) for values in events)
-    stored = np.empty(len(x), EVENT)
-    stored["address"] = y << 8 | 127 - x << 1 | 1 - polarity
-    stored["timestamp"] = timestamp
-    header = (MAGIC, b"# This is a raw AE data file - do not edit",
-              b"# Data format is int32 address, int32 timestamp (8 bytes total), repeated for each event",
-              b"# Timestamps tick is 1 us")
-    expand(path).write_bytes(b"".join(line + b"\r\n" for line in header) + stored.tobytes())

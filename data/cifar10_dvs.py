@@ -13,15 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.dvs_convert import cache_folder, cached, convert
-from data.dvs_files import (
-    CLASSES,
-    PER_CLASS,
-    dataset_folder,
-    describe_missing,
-    fetch,
-    find_other_forms,
-    find_recordings,
-)
+from data.dvs_files import CLASSES, PER_CLASS, dataset_folder, fetch, find_recordings
 from utils.errors import UserError
 
 TRAIN_PER_CLASS = 900
@@ -35,9 +27,8 @@ class CIFAR10DVS(Dataset):
 
     Args:
         root: folder that holds, or is to hold, the folder ``cifar10-dvs``, or that folder itself.
-        train: the training or the test part.
+        train: the training or the test part; download: fetch what is missing.
         frames: of a recording; transform: name in :data:`data.frames.TRANSFORMS`; size: pixels of a side.
-        download: fetch what is missing.
         cache: folder for the frames, where they should not be kept with the recordings.
 
     Attributes:
@@ -56,14 +47,7 @@ class CIFAR10DVS(Dataset):
         found, ready = (Counter(name for name, _ in keys) for keys in (find_recordings(root), cached(folder)))
         absent = [name for name in CLASSES if not found[name] and ready[name] < PER_CLASS]
         if absent:
-            other = find_other_forms(root)
-            if other:
-                raise UserError(f"{other} is of this dataset, but not as published: put the zips of the classes, or "
-                                f".aedat files in a folder for each class, into {dataset_folder(root)}, or move it "
-                                f"elsewhere to have them downloaded")
-            if not download:
-                raise UserError(describe_missing(root, absent, "are missing"))
-            fetch(root, absent)
+            fetch(root, absent, download=download)
         convert(root, **settings)
         paths = cached(folder)
         if len(paths) < PER_CLASS * len(CLASSES):
@@ -78,19 +62,14 @@ class CIFAR10DVS(Dataset):
         self.shape = (frames, 2, size, size)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Frames, float32 (frames, 2, size, size) in [0, 1], and label of one recording.
-
-        Raises:
-            UserError: the file of the frames is damaged.
-        """
+        """Frames, float32 (frames, 2, size, size) in [0, 1], and label; a UserError where their file is damaged."""
         path = self.paths[index]
         try:
             frames = np.load(path)
+            if frames.shape != self.shape:
+                raise ValueError(f"it holds {frames.shape}, not {self.shape}")
         except Exception as error:  # NumPy raises almost anything over a damaged header
-            raise UserError(f"{path} cannot be read ({error}): delete it and run again, to convert it anew") from error
-        if frames.shape != self.shape:
-            raise UserError(f"{path} is damaged (it holds {frames.shape}, not {self.shape}): "
-                            f"delete it and run again, to convert it anew")
+            raise UserError(f"{path} is damaged ({error}): delete it and run again, to convert it anew") from error
         return torch.from_numpy(frames).float() / (255 if frames.dtype == np.uint8 else 1), self.targets[index]
 
     def __len__(self) -> int:

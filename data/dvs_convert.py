@@ -6,19 +6,18 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
 from data.dvs_files import Key, Recording, dataset_folder, find_recordings, numbered, verify
 from data.frames import TRANSFORMS, events_to_frames
 from utils.errors import UserError
-from utils.files import FolderLock, expand, make_writable, remove_leftovers, replacing
+from utils.files import alone_in, expand, remove_leftovers, replacing
 from utils.processes import cores, follow_parent
 from utils.progress import follow
-
-DONE, STOPPED = b".", b"!"  # what a worker writes after each recording, and before its last words
 
 
 def cache_folder(root: str | Path, *, frames: int, transform: str, size: int = 48,
@@ -59,20 +58,16 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
     recordings = find_recordings(root)
     if recordings.keys() <= cached(folder).keys():
         return
-    try:
-        make_writable(folder)
-    except OSError as error:
-        raise UserError(f"cannot write frames to {folder} ({error.strerror}): name another folder for them with "
-                        f"--frames-path (in Python, with cache)") from error
-    with FolderLock(folder):  # other processes of the same training wait here, and find all done
+    remedy = "name another folder for them with --frames-path (in Python, with cache)"
+    with alone_in(folder, contents="frames", remedy=remedy):  # others of the same training wait, and find all done
         remove_leftovers(folder)
         missing = {key: recordings[key] for key in sorted(recordings.keys() - cached(folder).keys())}
+        if not missing:
+            return
         archives = sorted({recording.path for recording in missing.values() if recording.member is not None})
         for archive in follow(archives, label="Checking zips", total=len(archives), unit="zip") if archives else ():
             verify(archive, folder.parent)
         jobs = [(recording, folder / f"cifar10_{name}_{number}.npy") for (name, number), recording in missing.items()]
-        if not jobs:
-            return
         try:
             with closing(_on_all_cores(jobs, (frames, transform, size), workers or cores())) as done:
                 for _ in follow(done, label="Converting recordings", total=len(jobs), unit="recording"):
@@ -89,35 +84,30 @@ def _on_all_cores(jobs: list[tuple[Recording, Path]], settings: tuple[int, str, 
     """
     shares = [jobs[first::number] for first in range(min(number, len(jobs)))]
     code = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    answers, end = os.pipe()
     workers: list[subprocess.Popen] = []
-    try:
+    reading, writing = os.pipe()
+    with open(reading) as answers, open(writing, "wb") as end:
         try:
-            for _ in shares:
-                workers.append(subprocess.Popen([sys.executable, "-P", "-m", "data.dvs_convert"], stdout=end,
-                                                stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": code}))
+            for share in shares:
+                with TemporaryFile() as task:
+                    pickle.dump((share, *settings), task)
+                    task.seek(0)
+                    workers.append(subprocess.Popen([sys.executable, "-P", "-m", "data.dvs_convert"], stdin=task,
+                                                    stdout=end, env={**os.environ, "PYTHONPATH": code}))
+            end.close()
+            for line in answers:
+                if answer := json.loads(line):
+                    mistake, text = answer
+                    raise UserError(text) if mistake else RuntimeError(text)
+                yield
+            for status in (worker.wait() for worker in workers):
+                if status:
+                    raise UserError(f"a process that converts recordings ended with status {status}: see to the memory "
+                                    f"of this machine, and run again to go on with the rest")
         finally:
-            os.close(end)
-        for worker, share in zip(workers, shares):
-            with suppress(BrokenPipeError), worker.stdin:  # of one that ended already, its status tells
-                pickle.dump((share, *settings), worker.stdin)
-        while news := os.read(answers, 4096):
-            done, stopped, words = news.partition(STOPPED)
-            yield from [None] * len(done)
-            if stopped:
-                while b"\n" not in words:
-                    words += os.read(answers, 4096)
-                mistake, text = json.loads(words.partition(b"\n")[0])
-                raise UserError(text) if mistake else RuntimeError(text)
-        for status in (worker.wait() for worker in workers):
-            if status:
-                raise UserError(f"a process that converts recordings ended with status {status}: see to the memory of "
-                                f"this machine, and run again to go on with the rest")
-    finally:
-        os.close(answers)
-        for worker in workers:
-            worker.terminate()
-            worker.wait()
+            for worker in workers:
+                worker.terminate()
+                worker.wait()
 
 
 def _work() -> None:
@@ -130,11 +120,16 @@ def _work() -> None:
                             f"define it in data/frames.py")
         for recording, target in jobs:
             _convert_one(recording, target, frames=frames, transform=transform, size=size)
-            os.write(1, DONE)
+            _answer(None)
     except (UserError, OSError) as error:
-        os.write(1, STOPPED + json.dumps((True, str(error))).encode() + b"\n")
+        _answer((True, str(error)))
     except Exception:  # a fault of the code, a transform's for one: who asked gets its traceback
-        os.write(1, STOPPED + json.dumps((False, traceback.format_exc())).encode() + b"\n")
+        _answer((False, traceback.format_exc()))
+
+
+def _answer(answer: tuple[bool, str] | None) -> None:
+    """Tell who asked that a recording is done, or why none will be: whether by a user's mistake, and words."""
+    os.write(1, json.dumps(answer).encode() + b"\n")
 
 
 def _convert_one(recording: Recording, target: Path, *, frames: int, transform: str, size: int) -> None:

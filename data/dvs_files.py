@@ -20,7 +20,7 @@ from zipfile import BadZipFile, ZipFile
 
 from data.aedat import Events, parse_aedat
 from utils.errors import UserError
-from utils.files import FolderLock, expand, make_writable, plain, replacing, subfolders
+from utils.files import alone_in, expand, plain, replacing, subfolders
 from utils.progress import follow
 
 Key = tuple[str, int]  # class and number of a recording
@@ -56,11 +56,7 @@ class Recording(NamedTuple):
         return str(self.path if self.member is None else self.path / self.member)
 
     def read(self) -> Events:
-        """The events.
-
-        Raises:
-            UserError: the file or zip is damaged.
-        """
+        """The events; a UserError where the file or zip is damaged."""
         if self.member is None:
             return parse_aedat(self.path.read_bytes(), str(self))
         try:
@@ -93,12 +89,11 @@ def find_recordings(root: str | Path) -> dict[Key, Recording]:
     for place in _places(root):
         entries = set(os.listdir(place))
         for name in CLASSES:
-            archive = place / f"{name}.zip"
             recordings = {}
-            if archive.name in entries:
-                recordings = _in_zip(archive, name, strict=place == dataset_folder(root))
+            if f"{name}.zip" in entries:
+                recordings = _in_zip(place / f"{name}.zip", name, strict=place == dataset_folder(root))
             if not recordings and name in entries:
-                paths = (os.path.join(base, file) for base, _, files in os.walk(place / name) for file in files)
+                paths = map(str, (place / name).rglob("*.aedat"))
                 recordings = {key: Recording(Path(path)) for key, path in numbered(paths, "aedat").items()}
             found = recordings | found
         found = {key: Recording(place / file) for key, file in numbered(entries, "aedat").items()} | found
@@ -111,11 +106,9 @@ def find_other_forms(root: str | Path) -> Path | None:
         for entry in sorted(os.listdir(place)):
             if plain(entry).startswith(SPELLINGS) and plain(entry).endswith(PACKED) and (place / entry).is_file():
                 return place / entry
-            if entry in CLASSES:
-                for base, _, files in os.walk(place / entry):
-                    for file in sorted(files):
-                        if re.fullmatch(rf"cifar10_{entry}_\d+\..*", file) and not file.endswith(".aedat"):
-                            return Path(base, file)
+            for path in sorted((place / entry).rglob(f"cifar10_{entry}_*")) if entry in CLASSES else ():
+                if re.fullmatch(rf"cifar10_{entry}_\d+\.(?!aedat$).*", path.name):
+                    return path
     return None
 
 
@@ -136,50 +129,49 @@ def _places(root: str | Path) -> Iterator[Path]:
 
 def _in_zip(archive: Path, name: str, *, strict: bool) -> dict[Key, Recording]:
     """The recordings of a class in its zip; where there are none, an error if ``strict``."""
+    found, cause = {}, f"it holds no file named cifar10_{name}_<number>.aedat"
     try:
         with ZipFile(archive) as contents:
             found = numbered(contents.namelist(), "aedat")
     except BadZipFile as error:
-        if strict:
-            raise UserError(_damaged(archive, str(error))) from error
-        return {}
+        cause = str(error)
     if strict and not any(key[0] == name for key in found):
-        raise UserError(_damaged(archive, f"it holds no file named cifar10_{name}_<number>.aedat"))
+        raise UserError(_damaged(archive, cause))
     return {key: Recording(archive, member) for key, member in found.items()}
 
 
 # Download
 
 
-def fetch(root: str | Path, classes: Collection[str] = CLASSES) -> None:
+def fetch(root: str | Path, classes: Collection[str] = CLASSES, *, download: bool = True) -> None:
     """Download the zips of ``classes`` that are not below ``root`` yet, and check their md5. Nothing bad is kept.
 
     Raises:
-        UserError: a zip could not be had from any address; the message tells what to fetch by hand, and where to.
+        UserError: a zip could not be had from any address, or ``download`` is off; the message tells what to fetch by
+            hand, and where to. Or there are recordings, but in a form that cannot be read.
     """
     folder = dataset_folder(root)
-    try:
-        make_writable(folder)
-    except OSError as error:
-        raise UserError(f"cannot write recordings to {folder} ({error.strerror}): choose another --path") from error
-    reachable, reasons, failed = list(ADDRESSES), [], []
-    with FolderLock(folder):
-        for name in classes:
-            archive = folder / f"{name}.zip"
-            for address in () if archive.exists() else tuple(reachable):
-                url = address.format(FILES[name][0])
+    if other := find_other_forms(root):
+        raise UserError(f"{other} is of this dataset, but not as published: put the zips of the classes, or .aedat "
+                        f"files in a folder for each class, into {folder}, or move it away, to download them")
+    if not download:
+        raise UserError(_describe_missing(folder, classes, "are missing"))
+    reachable, reasons = list(ADDRESSES), []
+    with alone_in(folder, contents="recordings", remedy="choose another --path"):
+        for archive in (folder / f"{name}.zip" for name in classes):
+            for address in tuple(reachable):
+                if archive.exists():
+                    break
+                url = address.format(FILES[archive.stem][0])
                 try:
                     _fetch(url, archive)
-                    break
                 except (OSError, HTTPException, ValueError) as error:
                     reasons.append(f"{url}: {error}")
                     if isinstance(error, (URLError, TimeoutError)) and not isinstance(error, HTTPError):
                         reachable.remove(address)  # no server answers, nor will it for the next file
-            if not archive.exists():
-                failed.append(name)
-    if failed:
-        raise UserError(describe_missing(root, failed, "could not be downloaded") + "\nReasons:\n  "
-                        + "\n  ".join(reasons))
+    if failed := [name for name in classes if not (folder / f"{name}.zip").exists()]:
+        raise UserError("\n  ".join((_describe_missing(folder, failed, "could not be downloaded") + "\nReasons:",
+                                     *reasons)))
 
 
 def _fetch(url: str, archive: Path) -> None:
@@ -192,7 +184,8 @@ def _fetch(url: str, archive: Path) -> None:
             digest.update(piece)
         if digest.hexdigest() != FILES[archive.stem][1]:
             raise ValueError(f"the answer is {_describe(file)}")
-    _note(archive, archive.parent).write_text(_state(archive))
+    note, state = _note(archive, archive.parent)
+    note.write_text(state)
 
 
 def _describe(answer: BinaryIO) -> str:
@@ -200,26 +193,21 @@ def _describe(answer: BinaryIO) -> str:
     size = answer.tell()
     answer.seek(0)
     start = answer.read(64).lstrip()
-    if not start:
-        return "empty"
-    return "an HTML page" if start.startswith(b"<") else f"{size} bytes of another md5"
+    return "empty" if not start else "an HTML page" if start.startswith(b"<") else f"{size} bytes of another md5"
 
 
-def describe_missing(root: str | Path, classes: Collection[str], fate: str) -> str:
+def _describe_missing(folder: Path, classes: Collection[str], fate: str) -> str:
     """What to fetch by hand."""
-    lines = (f"  {name}.zip  md5 {FILES[name][1]}  {'  or  '.join(a.format(FILES[name][0]) for a in ADDRESSES)}"
-             for name in classes)
+    lines = (f"  {name}.zip  md5 {FILES[name][1]}  {_addresses(name)}" for name in classes)
     return "\n".join((f"{len(classes)} files of CIFAR10-DVS {fate}: fetch them by hand and put them, under the names "
-                      f"given here, into {dataset_folder(root)}", *lines))
+                      f"given here, into {folder}", *lines))
+
+
+def _addresses(name: str) -> str:
+    return "  or  ".join(address.format(FILES[name][0]) for address in ADDRESSES)
 
 
 # Whether they are good
-
-
-def _damaged(archive: Path, cause: str) -> str:
-    file_id, md5 = FILES[archive.stem]
-    return (f"{archive} is damaged or not the published file ({cause}): delete it, to download it again, or replace it "
-            f"with {' or '.join(address.format(file_id) for address in ADDRESSES)}, md5 {md5}")
 
 
 def verify(archive: Path, notes: Path) -> None:
@@ -228,21 +216,23 @@ def verify(archive: Path, notes: Path) -> None:
     Raises:
         UserError: it has another md5.
     """
-    note = _note(archive, notes)
-    if note.exists() and note.read_text() == _state(archive):
+    note, state = _note(archive, notes)
+    if note.exists() and note.read_text() == state:
         return
     with open(archive, "rb") as file:
         md5 = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
     if md5 != FILES[archive.stem][1]:
         raise UserError(_damaged(archive, f"its md5 is {md5}"))
     with suppress(OSError):  # without the note, the next conversion compares again
-        note.write_text(_state(archive))
+        note.write_text(state)
 
 
-def _note(archive: Path, notes: Path) -> Path:
-    return notes / f".{archive.name}.verified"
-
-
-def _state(archive: Path) -> str:
+def _note(archive: Path, notes: Path) -> tuple[Path, str]:
+    """The note on a zip, and what it says if the zip is good as it is now."""
     status = archive.stat()
-    return f"{FILES[archive.stem][1]} {status.st_size} {status.st_mtime_ns}"
+    return notes / f".{archive.name}.verified", f"{FILES[archive.stem][1]} {status.st_size} {status.st_mtime_ns}"
+
+
+def _damaged(archive: Path, cause: str) -> str:
+    return (f"{archive} is damaged or not the published file ({cause}): delete it, to download it again, or replace it "
+            f"with {_addresses(archive.stem)}, md5 {FILES[archive.stem][1]}")

@@ -1,8 +1,7 @@
 """Image datasets: MNIST, Fashion-MNIST and CIFAR through torchvision, scikit-learn's digits, images of one's own."""
 import hashlib
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +51,27 @@ def load(name: str, root: str | Path, *, train: bool, transform: Callable[[Any],
     """
     if name == "digits":
         return Digits(train=train, transform=transform)
-    kind, root = TORCHVISION[name], expand(root)
-    if not _complete(kind, root):
-        root = _find_root(kind, root)
+    kind = TORCHVISION[name]
+    root = _find_root(kind, expand(root))
     try:
         return kind(root, train=train, transform=transform)
     except Exception as error:  # torchvision reports a bad file, or none, by almost any type
         folder = root / _inner(kind)
-        damage = _find_damage(kind, folder)
-        if damage:
+        if damage := _find_damage(kind, folder):
             raise UserError(f"{damage}: delete it and run again with a network, or put a good copy there") from error
         if _complete(kind, root):
             raise UserError(f"the files of {name} in {folder} cannot be read ({_first_line(error)}): delete them and "
                             f"run again with a network, or put good copies there") from error
     say(f"{name} is not in {folder}: fetching what is missing")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_TIMEOUT)  # torchvision sets none
     try:
-        with _connect_timeout(CONNECT_TIMEOUT):
-            return kind(root, train=train, download=True, transform=transform)
+        return kind(root, train=train, download=True, transform=transform)
     except Exception as error:
         raise UserError(f"{name} is not in {folder} and could not be downloaded ({_first_line(error)}): fetch it "
                         f"elsewhere and put its files there, or name the folder that holds them with --path") from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _first_line(error: Exception) -> str:
@@ -150,8 +150,8 @@ class Digits(Dataset):
         return len(self.images)
 
 
-# The files of a dataset. CIFAR's are pickles, which can do anything when they are read: torchvision reads those of the
-# published md5 and no others, and nothing here reads any.
+# CIFAR's files are pickles, which can do anything when they are read: torchvision reads those of the published md5 and
+# no others, and nothing here reads any.
 
 
 def _inner(kind: type) -> Path:
@@ -167,15 +167,18 @@ def _files(kind: type) -> dict[str, str | None]:
 
 
 def _complete(kind: type, root: Path) -> bool:
+    """Whether torchvision finds all files of a dataset."""
     return all((root / _inner(kind) / name).is_file() for name in _files(kind))
 
 
 def _find_root(kind: type, root: Path) -> Path:
-    """The folder to give to torchvision, where its files lie above or below ``root``; ``root`` if there are none.
+    """The folder to give to torchvision: ``root``, or one above or below it that holds the files.
 
     Raises:
         UserError: there are files, but not in a folder or under names that torchvision takes.
     """
+    if _complete(kind, root):
+        return root
     inner, whole = _inner(kind), root.absolute()
     others = {plain(other.__name__) for other in TORCHVISION.values()} - {plain(kind.__name__)}
     if others & {plain(part) for part in whole.parts[-len(inner.parts):]}:
@@ -195,9 +198,9 @@ def _find_root(kind: type, root: Path) -> Path:
             if (folder / name).is_dir():
                 raise UserError(f"{folder / name} is a folder, but should be a file: "
                                 + (f"put {path} in its place" if path else "delete it"))
-        for name, path in found.items():
-            place = root / inner / (path.name if path and path.suffix == ".gz" else name)
-            if all(found.values()) and path != place:
+        for name, path in found.items() if all(found.values()) else ():
+            place = root / inner / (path.name if path.suffix == ".gz" else name)
+            if path != place:
                 raise UserError(f"a file of {kind.__name__} is {path}, but should be {place}: move it there, and the "
                                 f"others likewise")
     return root
@@ -206,7 +209,7 @@ def _find_root(kind: type, root: Path) -> Path:
 def _under_another_name(folder: Path, name: str) -> Path | None:
     """A file of a dataset as people and programs that unpack archives name it: with a dot, in a folder, or packed."""
     names = (name, name.replace("-idx", ".idx"))
-    paths = [*names, *(f"{outer}/{own}" for outer in names for own in names), *(f"{own}.gz" for own in names)]
+    paths = (*names, *(f"{outer}/{own}" for outer in names for own in names), *(f"{own}.gz" for own in names))
     return next((folder / path for path in paths if (folder / path).is_file()), None)
 
 
@@ -227,14 +230,3 @@ def _find_damage(kind: type, folder: Path) -> str | None:
             if len(contents) != expected:
                 return f"{path} is truncated or damaged ({len(contents)} bytes where its header announces {expected})"
     return None
-
-
-@contextmanager
-def _connect_timeout(seconds: float) -> Iterator[None]:
-    """Give up on connections that stay silent; torchvision sets no limit of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

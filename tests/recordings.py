@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
-from data.aedat import SENSOR, Events, write_aedat
+from data.aedat import EVENT, MAGIC, SENSOR, Events
 from data.dvs_files import CLASSES, FOLDER
 
 SUBPIXELS = 2  # steps of the path to a pixel
@@ -21,6 +21,26 @@ REACH = 10  # pixels from the centre to a corner of the path
 FIRST_TEST = 900  # number of the first recording of a class that tests
 LOOPS, LOOP_TIME = 6, 200_000  # microseconds
 THRESHOLD = 0.4  # of log intensity
+
+
+def write_aedat(path: str | Path, events: Events) -> None:
+    """Write events as jAER does.
+
+    Raises:
+        ValueError: a value is out of the range that :class:`Events` gives.
+    """
+    for field, values, limit in zip(Events._fields, events, (SENSOR, SENSOR, 2, 2**32)):
+        if np.size(values) and not 0 <= np.min(values) <= np.max(values) < limit:
+            raise ValueError(f"{field} must lie in [0, {limit}) to be written to {path}, "
+                             f"not in [{np.min(values)}, {np.max(values)}]")
+    x, y, polarity, timestamp = (np.asarray(values, np.int64) for values in events)
+    stored = np.empty(len(x), EVENT)
+    stored["address"] = y << 8 | 127 - x << 1 | 1 - polarity
+    stored["timestamp"] = timestamp
+    header = (MAGIC, b"# This is a raw AE data file - do not edit",
+              b"# Data format is int32 address, int32 timestamp (8 bytes total), repeated for each event",
+              b"# Timestamps tick is 1 us")
+    Path(path).write_bytes(b"".join(line + b"\r\n" for line in header) + stored.tobytes())
 
 
 def record(image: np.ndarray, *, events: int, seed: int) -> Events:

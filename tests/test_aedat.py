@@ -4,7 +4,8 @@ import struct
 import numpy as np
 import pytest
 
-from data.aedat import Events, parse_aedat, read_aedat, write_aedat
+from data.aedat import Events, parse_aedat, read_aedat
+from tests.recordings import write_aedat
 
 HEADER = b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n#\r\n#\tcreated M\xe4rz 2017\r\n"
 

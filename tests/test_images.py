@@ -236,9 +236,8 @@ def loaders(own: Path, *, grey: bool = False, workers: int = 0) -> list[DataLoad
     """Loaders as a script gets them from its data."""
     prepare = transforms.Compose([transforms.Grayscale(), PREPARE]) if grey else PREPARE
     train, test = images.class_folders(own, CLASSES, transform=prepare)
-    args = argparse.Namespace(train_batch=6, test_batch=2, workers=workers, manualSeed=1, test_limit=None,
-                              pin_memory=False, rank=0, ranks=1)
-    return list(make_loaders(train, test, args, transform=prepare))
+    args = argparse.Namespace(train_batch=6, test_batch=2, workers=workers, test_limit=None)
+    return list(make_loaders(train, test, args, transform=prepare, seed=1))
 
 
 @pytest.mark.parametrize("grey", [False, True])

@@ -7,7 +7,7 @@ from pathlib import Path
 from utils import checkpoint, metrics
 from utils.checkpoint import BEST, LAST, Stored
 from utils.errors import UserError
-from utils.files import FolderLock, remove_leftovers, write_atomically
+from utils.files import alone_in, remove_leftovers, write_atomically
 from utils.logs import LOG, PLOT, read_log
 from utils.progress import say
 from utils.run import Run, RunState
@@ -25,22 +25,13 @@ def opened(run: Run, found: Stored | None) -> Iterator[None]:
         UserError: the folder cannot be written, or another run writes to it.
     """
     folder = run.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-        lock = FolderLock(folder, wait=False).__enter__()
-    except OSError as error:
-        raise UserError(f"cannot write checkpoints to {folder} ({error.strerror}): choose another with -c") from error
-    try:
+    with alone_in(folder, contents="checkpoints", remedy="choose another with -c", wait=False):
         if found and found.changed():
             raise UserError(f"{found.path} was replaced while this run was starting, by another that has ended now: "
                             "start again")
         remove_leftovers(folder)
         _arrange(run, found)
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _arrange(run: Run, found: Stored | None) -> None:
