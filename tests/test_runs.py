@@ -15,6 +15,7 @@ import mnist_lenet
 from models import LeNet, dynamics
 from tests.processes import equal, same_state
 from tests.small import IMAGES, LABELS, small, stored
+from tests.test_published import as_published
 from utils import checkpoint, logs, metrics
 from utils.files import FolderLock
 from utils.finite import Watch, first_bad
@@ -494,3 +495,27 @@ def test_home_is_expanded(monkeypatch, tmp_path) -> None:
     assert mnist_lenet.EXPERIMENT.arguments(["--path=~/data"]).path == str(tmp_path / "data")
     from dvs_cifar_convnetf import EXPERIMENT
     assert EXPERIMENT.arguments(["--frames-path", "~/~"]).frames_path == str(tmp_path / "~")
+
+
+def test_a_published_checkpoint_goes_on(tmp_path, capsys) -> None:
+    """With its weights, epoch and the history in the log beside it, in its folder or in another; or exported."""
+    torch.manual_seed(5)
+    model = small().build_model(small().arguments())
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    torch.save(as_published("lenet", model), folder / "checkpoint.pth.tar")
+    rows = [[0.1, 2.3, 2.2, 30.0, 40.0 + epoch, 0.05, 0.01, 0.05] for epoch in range(3)]
+    logs.write_log(folder, rows)
+    file = folder / "checkpoint.pth.tar"
+    train("--resume", file, "--export", tmp_path / "network.pth.tar")
+    exported = torch.load(tmp_path / "network.pth.tar", weights_only=True)
+    assert equal(exported["state_dict"], dict(model.state_dict())) and exported["epoch"] == 3
+    for target in (tmp_path / "ours", folder):
+        train("-c", target, "--resume", file, "--epochs", 4, "--lr", 1e-9)
+        assert "after epoch 3, iteration 9" in capsys.readouterr().out
+        new = stored(target)
+        assert (new["epoch"], new["iteration"]) == (4, 12)
+        assert new["history"][:3] == rows and logs.read_log(target)[:3] == rows and len(logs.read_log(target)) == 4
+        torch.testing.assert_close(new["state_dict"]["network.input.weight"], model.network.input.weight.detach())
+    assert stored(folder)["best_acc"] == 50.0
+    assert stored(tmp_path / "ours", "model_best.pth.tar")["best_acc"] == stored(tmp_path / "ours")["best_acc"] < 50.0

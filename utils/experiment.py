@@ -22,8 +22,9 @@ from utils.errors import UserError
 from utils.files import write_atomically
 from utils.loading import make_loaders
 from utils.logs import describe
+from utils.network import load_network, network_state, require_network
 from utils.progress import say
-from utils.run import Run, load_network, network_state, require_network
+from utils.run import Run
 
 # Training set, test set, and the transform of training inputs, random or not, see :class:`utils.loading.Keyed`.
 Data = tuple[Dataset, Dataset, Callable[[Any], Any] | None]
@@ -37,7 +38,7 @@ class Experiment:
         manual: the script's docstring, shown by ``--help``.
         defaults: of flags, by destination (``train_batch``).
         dataset_defaults: what differs for a data set, which also names the data sets that there are.
-        build_model: makes the network, a :class:`utils.run.Network`; build_data: makes the data.
+        build_model: makes the network, a :class:`utils.network.Network`; build_data: makes the data.
         flags: functions that add flags, and checks of them, to a :class:`utils.cli.Parser`.
 
     Example:

@@ -92,6 +92,7 @@ def _restore(run: Run, source: Path) -> None:
     else:
         (folder / BEST).unlink(missing_ok=True)
         state.best_accuracy = RunState.best_accuracy
+        say(f"note: the best network up to this iteration is not in {source}: the next evaluation counts as the best")
     metrics.cut(source, folder, iteration=state.iteration, evaluated=state.evaluated)
     for name in (LOG, PLOT):
         (folder / name).unlink(missing_ok=True)

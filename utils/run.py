@@ -4,15 +4,14 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from modules import SpikeStatistics
-from utils import checkpoint, metrics, published
+from utils import checkpoint, metrics
 from utils.checkpoint import Stored
 from utils.distributed import World
 from utils.errors import UserError
@@ -20,28 +19,9 @@ from utils.finite import Watch, first_bad
 from utils.logs import read_log, write_log
 from utils.meters import Meters
 from utils.metrics import Recorder
+from utils.network import load_network, network_state
 from utils.progress import say
-from utils.provenance import versions
 from utils.signals import Signals
-
-
-class Network(Protocol):
-    """What the loop asks of the ``torch.nn.Module`` that a script builds.
-
-    Attributes:
-        num_classes: number of logits; num_neurons: number of forward neurons.
-        classifier: the readout.
-    """
-
-    num_classes: int
-    num_neurons: int
-    classifier: nn.Module
-
-    def __call__(self, x: Tensor, statistics: SpikeStatistics | None = None, *, keys: Tensor | None = None) -> Tensor:
-        """Logits ``(batch, num_classes)``; arguments as :class:`modules.FeedbackSNN` takes them."""
-
-    def engine_on(self, device: torch.device) -> str:
-        """Name of the engine that simulates on ``device``."""
 
 
 @dataclass
@@ -187,6 +167,8 @@ class Run:
         path = found.path
         try:
             stored = load_network(self.model, found.contents, path)
+            if "history" not in stored:  # a published checkpoint, whose history is in its log alone
+                stored = {**stored, "history": read_log(path.parent)[:int(stored.get("epoch", 0))]}
             self.load_state_dict(stored)
         except UserError:
             raise
@@ -203,16 +185,15 @@ class Run:
         """Take over everything but the model, whatever is there; ``--start-epoch`` has the last word."""
         args, arguments, batches = self.args, stored.get("arguments", {}), len(self.train_loader)
         if stored.get("optimizer") and arguments.get("optimizer", args.optimizer) == args.optimizer:
-            settings = [{**group, "params": None} for group in self.optimizer.param_groups]
+            asked = [{name: value for name, value in group.items() if name not in ("params", "lr")}
+                     for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(stored["optimizer"])
-            for group, own in zip(self.optimizer.param_groups, settings):  # the flags say, not the checkpoint
-                group.update({**own, "params": group["params"]})
+            for group, settings in zip(self.optimizer.param_groups, asked):  # by the flags, not by the checkpoint
+                group.update(settings)
         elif not args.evaluate:
             say(f"note: there is no state of {args.optimizer} to go on from, so it starts anew")
         state = RunState.from_state_dict(stored, self.device)
-        if "history" not in stored:  # a published checkpoint, whose history is in its log alone
-            state.history = read_log(self.folder)[:state.epoch]
-        if "iteration" not in stored:
+        if "iteration" not in stored:  # a published checkpoint
             state.iteration = state.epoch * batches
         # Where the batch size has changed, the running epoch goes on at the same sample.
         batch = state.batch * int(arguments.get("train_batch", args.train_batch)) // args.train_batch
@@ -226,83 +207,6 @@ class Run:
         self.state = state
         if "random_state" in stored:
             set_random_state(stored["random_state"])
-
-
-def require_network(model: nn.Module) -> None:
-    """Refuse a model that the loop cannot train.
-
-    Raises:
-        TypeError: a member of :class:`Network` is missing.
-    """
-    absent = [name for name in (*Network.__annotations__, "engine_on") if not hasattr(model, name)]
-    if absent:
-        raise TypeError(f"build_model made a {type(model).__name__} without {' and '.join(absent)}, which a run asks "
-                        "for: see utils.run.Network")
-
-
-# What wrappers of modules put into the names of parameters: DataParallel and its kind, torch.compile, FSDP.
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-def network_state(model: nn.Module, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """What a file holds of a network: its weights, and what they are."""
-    return {"state_dict": model.state_dict(), "arguments": {**vars(args), "manualSeed": seed}, "versions": versions(),
-            "network": {"name": type(model).__name__, "num_classes": model.num_classes}}
-
-
-def load_network(model: nn.Module, stored: Mapping[str, Any], path: str | Path, *,
-                 new_readout: bool = False) -> Mapping[str, Any]:
-    """Load the weights of a checkpoint, ours or a published one, into ``model``, whichever of the two was wrapped.
-
-    Args:
-        new_readout: leave the readout as it is, whatever there is in the checkpoint.
-
-    Returns:
-        The checkpoint in our form.
-
-    Raises:
-        UserError: they are of another network or another number of classes, the sentence names both; or not finite.
-    """
-    if published.recognise(stored):
-        stored = published.convert(stored, model, path)
-    own = model.state_dict()
-    state = _fitting(stored["state_dict"], own)
-    theirs = stored.get("network", {})
-    named = theirs.get("name", type(model).__name__), theirs.get("num_classes", model.num_classes)
-    ours = type(model).__name__, model.num_classes
-    if new_readout:
-        named = named[0], model.num_classes
-        state |= {name: value for name, value in own.items() if _unwrapped(name).startswith("classifier.")}
-    if named != ours:
-        raise UserError(f"{path} holds a {named[0]} with {named[1]} classes, but this run builds a {ours[0]} with "
-                        f"{ours[1]} classes: use the script and --dataset that it was trained with")
-    for name in [*own, *state]:
-        found, expected = (tuple(d[name].shape) if torch.is_tensor(d.get(name)) else None for d in (state, own))
-        if found != expected:
-            raise UserError(f"{path} does not fit the {ours[0]} of this run: {name} has shape {found} in the file and "
-                            f"{expected} in the network; build the network that it was trained with")
-    bad = first_bad({name: state[name] for name, _ in model.named_parameters()})
-    if bad:
-        raise UserError(f"{path} holds numbers that are not finite in {bad}: resume from another file")
-    model.load_state_dict(state)
-    return stored
-
-
-def _fitting(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored state under the names of ours: without what wrappers, or a larger module, put into or before them."""
-    if state.keys() == own.keys():
-        return dict(state)
-    names = {_unwrapped(name): name for name in own}
-    state = {_unwrapped(name): value for name, value in state.items() if name != "n_averaged"}  # by AveragedModel
-    first = next(iter(names), "")
-    prefixes = {name.removesuffix(first) for name in state if name.endswith(first)}
-    prefix = next((p for p in sorted(prefixes, key=len) if all(p + name in state for name in names)), "")
-    state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {names.get(name, name): value for name, value in state.items()}
-
-
-def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def random_state() -> dict[str, Any]:

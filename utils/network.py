@@ -1,0 +1,109 @@
+"""What a run asks of the network that a script builds, and how a file holds its weights."""
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from modules import SpikeStatistics
+from utils import published
+from utils.errors import UserError
+from utils.finite import first_bad
+from utils.provenance import versions
+
+# What wrappers of modules put into the names of parameters: DataParallel and its kind, torch.compile, FSDP.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class Network(Protocol):
+    """What the loop asks of the ``torch.nn.Module`` that a script builds.
+
+    Attributes:
+        num_classes: number of logits; num_neurons: number of forward neurons.
+        classifier: the readout.
+    """
+
+    num_classes: int
+    num_neurons: int
+    classifier: nn.Module
+
+    def __call__(self, x: Tensor, statistics: SpikeStatistics | None = None, *, keys: Tensor | None = None) -> Tensor:
+        """Logits ``(batch, num_classes)``; arguments as :class:`modules.FeedbackSNN` takes them."""
+
+    def engine_on(self, device: torch.device) -> str:
+        """Name of the engine that simulates on ``device``."""
+
+
+def require_network(model: nn.Module) -> None:
+    """Refuse a model that the loop cannot train.
+
+    Raises:
+        TypeError: a member of :class:`Network` is missing.
+    """
+    absent = [name for name in (*Network.__annotations__, "engine_on") if not hasattr(model, name)]
+    if absent:
+        raise TypeError(f"build_model made a {type(model).__name__} without {' and '.join(absent)}, which a run asks "
+                        "for: see utils.network.Network")
+
+
+def network_state(model: nn.Module, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """What a file holds of a network: its weights, and what they are."""
+    return {"state_dict": model.state_dict(), "arguments": {**vars(args), "manualSeed": seed}, "versions": versions(),
+            "network": {"name": type(model).__name__, "num_classes": model.num_classes}}
+
+
+def load_network(model: nn.Module, stored: Mapping[str, Any], path: str | Path, *,
+                 new_readout: bool = False) -> Mapping[str, Any]:
+    """Load the weights of a checkpoint, ours or a published one, into ``model``, whichever of the two was wrapped.
+
+    Args:
+        new_readout: leave the readout as it is, whatever there is in the checkpoint.
+
+    Returns:
+        The checkpoint in our form.
+
+    Raises:
+        UserError: they are of another network or another number of classes, the sentence names both; or not finite.
+    """
+    if published.recognise(stored):
+        stored = published.convert(stored, model, path)
+    own = model.state_dict()
+    state = _fitting(stored["state_dict"], own)
+    theirs = stored.get("network", {})
+    named = theirs.get("name", type(model).__name__), theirs.get("num_classes", model.num_classes)
+    ours = type(model).__name__, model.num_classes
+    if new_readout:
+        named = named[0], model.num_classes
+        state |= {name: value for name, value in own.items() if _unwrapped(name).startswith("classifier.")}
+    if named != ours:
+        raise UserError(f"{path} holds a {named[0]} with {named[1]} classes, but this run builds a {ours[0]} with "
+                        f"{ours[1]} classes: use the script and --dataset that it was trained with")
+    for name in [*own, *state]:
+        found, expected = (tuple(d[name].shape) if torch.is_tensor(d.get(name)) else None for d in (state, own))
+        if found != expected:
+            raise UserError(f"{path} does not fit the {ours[0]} of this run: {name} has shape {found} in the file and "
+                            f"{expected} in the network; build the network that it was trained with")
+    bad = first_bad({name: state[name] for name, _ in model.named_parameters()})
+    if bad:
+        raise UserError(f"{path} holds numbers that are not finite in {bad}: resume from another file")
+    model.load_state_dict(state)
+    return stored
+
+
+def _fitting(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored state under the names of ours: without what wrappers, or a larger module, put into or before them."""
+    if state.keys() == own.keys():
+        return dict(state)
+    names = {_unwrapped(name): name for name in own}
+    state = {_unwrapped(name): value for name, value in state.items() if name != "n_averaged"}  # by AveragedModel
+    first = next(iter(names), "")
+    prefixes = {name.removesuffix(first) for name in state if name.endswith(first)}
+    prefix = next((p for p in sorted(prefixes, key=len) if all(p + name in state for name in names)), "")
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {names.get(name, name): value for name, value in state.items()}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
