@@ -178,6 +178,18 @@ def test_only_a_whole_proof_for_these_versions_counts(spoil, suspect, tmp_path, 
     assert engines.describe("cuda", CPU) == "cuda:tf32 (proved on this device)" and again.calls > 0
 
 
+def test_other_default_settings_change_nothing(suspect) -> None:
+    """In another default number format the fast engines would leave the networks to dense, and dense equals dense."""
+    suspect(wrong=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), pytest.raises(engines.EngineError, match="Differs"):
+            engines.select("cuda", CPU)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.backends.cudnn.enabled
+
+
 def test_a_failure_is_tried_again_by_the_next_process(suspect) -> None:
     """Its cause, such as a missing compiler, may be gone."""
     suspect(RuntimeError("Failed to find C compiler"))

@@ -94,7 +94,7 @@ def check(case: Case, engine: Engine, device: torch.device) -> None:
     """
     with torch.device("meta"):  # no random numbers are drawn there
         net = case.network()
-    net = net.to_empty(device=device)
+    net = net.float().to_empty(device=device)
     bits = min(case.bits, 8) if getattr(engine, "precision", None) == "bf16" else case.bits
     results = []
     for call, batch in enumerate(case.batches, start=1):
@@ -104,7 +104,8 @@ def check(case: Case, engine: Engine, device: torch.device) -> None:
                 fan_in = parameter[0].numel()
                 parameter.copy_(draw(parameter.shape, bits, 2.0 ** -round(math.log2(fan_in) / 2)))
         frames = [net.time_step] if net.event_input else []
-        circuit, x = net.bind(draw((batch, *frames, *case.shape), 3, 2.0), keys=torch.arange(batch, device=device))
+        keys = torch.arange(batch, device=device) + 100 * call
+        circuit, x = net.bind(draw((batch, *frames, *case.shape), 3, 2.0), keys=keys)
         gradient = draw((batch, *circuit.feedforward[-1].output_shape), min(bits, 8), 1.0)
         gradient[0] /= 4  # so that in some steps this sample is silent
         expected, found = (e.simulate_forward(circuit, x) for e in (DENSE, engine))
@@ -128,7 +129,8 @@ class Draw:
     def __call__(self, shape: tuple[int, ...], bits: int, limit: float) -> Tensor:
         """Numbers of so many bits between ``-limit`` and ``limit``, ``limit`` a power of two; few of them are 0."""
         most = 2**bits - 1
-        return (torch.randint(-most, most + 1, shape, generator=self._generator) * (limit / 2**bits)).to(self._device)
+        whole = torch.randint(-most, most + 1, shape, generator=self._generator)
+        return whole.to(self._device, torch.float32) * (limit / 2**bits)
 
 
 def _same(results: list[tuple[str, list[Tensor], list[Tensor], float]]) -> None:
