@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one call of under ten minutes: spikes against the dense engine, agreement of
-# the precisions, milliseconds and memory for all four networks, and some hundred iterations of training.
+# Everything that only a GPU can show, in one call of under ten minutes: the trial of the CUDA engine in each precision,
+# agreement of the precisions, milliseconds and memory for all four networks against dense and compiled dense, some
+# hundred iterations of training, and which of the goals are reached. Where the trial fails, nothing is measured.
 #
 #     benchmarks/gpu_suite.sh [DATA] [OUTPUT]      DATA: folder with CIFAR-10, noise and digits without it
 set -uo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-} output=${2:-gpu_results}
-rm -f "$output/convnetf.json"  # of an earlier call
+rm -f "$output"/*.json  # of an earlier call
 mkdir -p "$output"
 path=(); [ -n "$data" ] && path=(--path "$data")
 python=${PYTHON:-python}
@@ -32,11 +33,16 @@ speed() {  # MODEL LIMIT BATCH ENGINES...
 }
 
 precisions=(cuda:fp32 cuda:tf32 cuda:bf16x2 cuda:bf16)
-step tests 140 "$python" -m pytest -q -n 8 -p no:cacheprovider tests/test_cuda_engine.py
+trials=()
+for engine in "${precisions[@]}"; do  # side by side, as compilers take most of their time
+    step "trial_${engine#*:}" 120 "$python" -m modules.engines.trial "$engine" & trials+=($!)
+done
+for trial in "${trials[@]}"; do wait "$trial" || exit 1; done
+step tests 100 "$python" -m pytest -q -n 8 -p no:cacheprovider tests/test_cuda_engine.py
 step precision 120 "$python" -m benchmarks.precision --batch 128 "${path[@]}"  # compiles what the next part times
-speed alexnetf 60 128 dense "${precisions[@]}" cuda:bf16:whole
+speed alexnetf 90 128 dense dense:compiled "${precisions[@]}" cuda:bf16:whole
 speed lenet 40 128 dense "${precisions[@]}"
-speed cifarnetf 90 128 dense "${precisions[@]}"
+speed cifarnetf 90 128 dense dense:compiled cuda:tf32 cuda:bf16
 for batch in 128 64 32; do  # the largest that fits
     speed convnetf 60 "$batch" dense cuda:tf32 cuda:bf16
     [ -s "$output/convnetf.json" ] && break
@@ -48,3 +54,4 @@ done
 if [ -n "$data" ]; then
     step training 100 "$python" cifar_alexnetf.py "${path[@]}" --max-iters 391 --manualSeed 1 -c "$output/alexnetf"
 fi
+step goals 20 "$python" -m benchmarks.goals "$output"

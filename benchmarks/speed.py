@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,9 +23,11 @@ import cifar_cifarnetf
 import dvs_cifar_convnetf
 import mnist_lenet
 from models import SpikingClassifier
-from modules import SpikeStatistics
-from modules.engines import Engine
+from modules import LIF, SpikeStatistics, TernaryCouple
+from modules.circuit import Circuit
+from modules.engines import BackwardResult, Engine, ForwardResult
 from modules.engines.cuda.engine import CudaEngine
+from modules.engines.dense import DenseEngine
 from modules.engines.routes import route
 from utils import checkpoint
 from utils.cli import Arguments
@@ -71,9 +74,26 @@ def one_iteration(model: SpikingClassifier, inputs: Tensor, labels: Tensor,
     return dict(zip(("forward", "backward"), times)), statistics_
 
 
+class Compiled(DenseEngine):
+    """The dense engine with the updates of its neurons compiled; its convolutions are a library's in any case."""
+
+    name = "dense:compiled"
+    steps = {kind: torch.compile(kind.step_) for kind in (LIF, TernaryCouple)}
+
+    def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
+        with mock.patch.object(LIF, "step_", self.steps[LIF]):
+            return super().simulate_forward(circuit, x)
+
+    def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
+        with mock.patch.object(TernaryCouple, "step_", self.steps[TernaryCouple]):
+            return super().simulate_backward(circuit, gradient, masks)
+
+
 def engine_of(name: str) -> Engine | str:
     """The engine that an entry of ``--engines`` means."""
     engine, *rest = name.split(":")
+    if name == Compiled.name:
+        return Compiled()
     return CudaEngine(rest[0], skip="whole" not in rest) if engine == "cuda" and rest else engine
 
 
@@ -143,7 +163,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--engines", nargs="+", default=["dense", "event"],
                         help="the first is what others compare to; cuda:bf16 is the CUDA engine in a precision, "
-                             "cuda:bf16:whole the same without leaving out products where no spike arrives")
+                             "cuda:bf16:whole the same without leaving out products where no spike arrives, "
+                             "dense:compiled the dense one under torch.compile")
     parser.add_argument("--path", help="folder of the data sets")
     parser.add_argument("--resume", help="checkpoint to take the weights from")
     parser.add_argument("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")

@@ -1,5 +1,7 @@
 """The CUDA engine against the dense one: on a GPU where there is one, else under Triton's interpreter on the CPU.
 
+Events, chains of layers and several calls are in the engine's own trial, see :mod:`tests.test_trial`.
+
 Triton decides when it is imported whether to interpret, so on a CPU these tests run in a process of their own.
 """
 import copy
@@ -14,7 +16,6 @@ import torch
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, notices, synapses
 from modules.engines import ring
 from modules.engines.cuda import engine as cuda
-from modules.engines.cuda.chain import STEPS as STEPS_AT_ONCE
 from modules.engines.cuda.graph import Replay
 from modules.engines.cuda.loop import rounded
 from modules.engines.dense import DENSE
@@ -112,24 +113,6 @@ if RUNS:
             found = cuda.CudaEngine(precision).simulate_forward(circuit, x)
             differing[precision] = sum((a != b).double().mean().item() for a, b in zip(exact.counts, found.counts))
         assert differing["bf16x2"] < 0.01 and differing["bf16x2"] <= differing["bf16"]
-
-    def test_event_frames_in_groups_and_other_lengths() -> None:
-        """An odd number of frames, so that loops of several lengths and parities follow one another."""
-        torch.manual_seed(3)
-        model = on_grid(small("convnetf", gain=2.0, time_step=11, time_step_back=3)).float().train()
-        compare(model.network, sample_input("convnetf", model, batch=2, frames=11).float(), "fp32", calls=2)
-
-    @pytest.mark.parametrize("event_input", [False, True])
-    def test_layers_without_feedback_take_steps_at_once(event_input: bool) -> None:
-        """More steps than a layer takes at once, and some left over; twice, as what was said before must not count."""
-        torch.manual_seed(7)
-        steps = 2 * STEPS_AT_ONCE + 3
-        network = on_grid(FeedbackSNN(
-            input=synapses.Conv2d(2, 5, 3), layers=[synapses.AvgPool2d(2), synapses.Conv2d(5, 18, 3, dropout=0.5)],
-            neuron=LIF(v_threshold=0.5, u_rest=-0.5, leak=0.5), couple=TernaryCouple(v_threshold=0.25),
-            event_input=event_input, time_step=steps, time_step_back=steps)).train()
-        size = (2, *([steps] if event_input else []), 2, 8, 9)
-        compare(network, (torch.randn(size) / GRID).round() * GRID, "fp32", calls=2)
 
     def test_training_step_through_autograd() -> None:
         """Two forward passes before a backward one: static tensors are not what comes out."""

@@ -112,13 +112,15 @@ def test_the_event_engine_passes() -> None:
     assert f"{len(trial.CASES)} of {len(trial.CASES)} cases passed" in done.stdout
 
 
-def test_an_engine_that_does_not_exist_or_cannot_run_is_refused_in_a_sentence() -> None:
-    for engine, words in (("cuda:fp8", "there is no precision 'fp8'"),
-                          ("cuda", "cuda:tf32 cannot run here: it is for GPUs, and the network is on 'cpu'"),
-                          ("dense", "dense is what others are compared with")):
-        done = subprocess.run([sys.executable, "-m", "modules.engines.trial", engine, "--device", "cpu"],
-                              cwd=REPOSITORY, env=environment(TRITON_INTERPRET="0"), capture_output=True, text=True)
-        assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("engine, words", [
+    ("cuda:fp8", "there is no precision 'fp8'"), ("dense", "dense is what others are compared with"),
+    ("cuda", "cuda:tf32 cannot run here: it is for GPUs, and the network is on 'cpu'")])
+def test_an_engine_that_cannot_be_tried_is_refused_in_a_sentence(engine, words, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(sys, "argv", ["trial", engine, "--device", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        trial.main()
+    assert end.value.code != 0 and words in f"{capsys.readouterr().err} {end.value.code}"
 
 
 @pytest.mark.parametrize("failing, words", [
@@ -174,6 +176,18 @@ def test_only_a_whole_proof_for_these_versions_counts(spoil, suspect, tmp_path, 
         monkeypatch.setattr(torch, "__version__", "2.99")
     again = suspect()
     assert engines.describe("cuda", CPU) == "cuda:tf32 (proved on this device)" and again.calls > 0
+
+
+def test_other_default_settings_change_nothing(suspect) -> None:
+    """In another default number format the fast engines would leave the networks to dense, and dense equals dense."""
+    suspect(wrong=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), pytest.raises(engines.EngineError, match="Differs"):
+            engines.select("cuda", CPU)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.backends.cudnn.enabled
 
 
 def test_a_failure_is_tried_again_by_the_next_process(suspect) -> None:

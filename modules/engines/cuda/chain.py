@@ -1,4 +1,4 @@
-"""Networks without feedback on a GPU: a layer takes some steps at once before the next one does.
+"""Simulates layers without feedback on a GPU: each takes some steps at once before the next one does.
 
 What arrives in these steps is known beforehand, so that one product serves all of them, and neurons keep what they know
 in registers from step to step.
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modules.engines.cuda import kernels
-from modules.engines.cuda.loop import Launch, Simulation, fitting
+from modules.engines.cuda.loop import INTERPRETED_PIXELS, Launch, Simulation, fitting
 
 # Steps that a layer takes at once; so many steps' spikes and currents are in memory.
 STEPS = 8
@@ -46,7 +46,7 @@ class Chain(Simulation):
             found.append(self._launch(kernels.carry, self._tile(layer, samples), target=self._target(layer, samples),
                                       **self._product(layer, self.spikes[layer - 1]), carried=current, batch=self.batch,
                                       step=step))
-        tile = kernels.Tile(pixels=fitting(target.pixels, 2**14 if self.device.type == "cpu" else 16),
+        tile = kernels.Tile(pixels=fitting(target.pixels, INTERPRETED_PIXELS if self.device.type == "cpu" else 16),
                             channels=fitting(target.channels, 128), source=0)
         return [*found, self._launch(kernels.step_neurons, tile, target=target, current=current, frame=frame,
                                      **self._neurons(layer, self.spikes[layer]), step=step, steps=steps)]

@@ -1,4 +1,4 @@
-"""A ring of layers on a GPU: its tensors, and its steps recorded as one CUDA graph.
+"""Simulates a ring of layers on a GPU: one kernel for each step of each layer, all recorded as one CUDA graph.
 
 The tensors are allocated once per shape and reused from call to call, as the graph that is bound to them is; weights
 are copied into them in the number format of the precision.
@@ -15,6 +15,9 @@ from modules.engines.cuda.graph import Replay
 from modules.engines.ring import Outcome, Ring
 from modules.engines.routes import as_image
 from modules.synapses import layout
+
+# Most pixels in a block under Triton's interpreter, which takes about as long for a large block as for a small one.
+INTERPRETED_PIXELS = 2**11
 
 
 class Launch(NamedTuple):
@@ -159,10 +162,10 @@ class Simulation:
 
         As large as registers hold without spilling, because blocks read spikes and weights again and again: without
         tensor cores that is half. Three stages stay below 99 KiB of shared memory, which all GPUs have. Where there is
-        nothing to multiply, small blocks do. An interpreter takes as long for a large block as for a small one.
+        nothing to multiply, small blocks do.
         """
         route = self.ring.routes[layer]
-        most = 2**14 if self.device.type == "cpu" else 128 if route.weight is not None else 32
+        most = INTERPRETED_PIXELS if self.device.type == "cpu" else 128 if route.weight is not None else 32
         return kernels.Tile(pixels=fitting(self._target(layer, samples).pixels, most),
                             channels=fitting(route.target[0], 64 if self.precision == "fp32" else 128),
                             source=fitting(route.source[0], 64 if self.precision == "bf16" else 32))
