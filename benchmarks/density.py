@@ -7,7 +7,6 @@ are drawn at random. *Whole network*: a forward and a backward simulation of Ale
 weights multiplied by a gain and driven by a gradient of a size such that more and more units spike.
 """
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -24,12 +23,7 @@ GAINS = ((1, 0.01), (1, 0.1), (1.5, 0.5), (2.4, 1.4), (6, 5))  # of the weights;
 BATCH = 16
 
 
-class Row(NamedTuple):
-    """One line of a table: spikes per unit and step, and seconds of each engine."""
-
-    density: float
-    dense: float
-    event: float
+Row = tuple[float, float, float]  # spikes per unit and step, and seconds of both engines
 
 
 def fastest(repeats: int, *call: object) -> float:
@@ -47,7 +41,7 @@ def one_layer(density: float) -> Row:
         for name, engine in ENGINES.items():
             own = fastest(3, engine.simulate_forward, circuit, x)
             seconds[name] = seconds[name] - own if name in seconds else own
-    return Row(density, seconds["dense"], seconds["event"])
+    return density, seconds["dense"], seconds["event"]
 
 
 def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
@@ -69,8 +63,8 @@ def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
     seconds = {name: (fastest(2, engine.simulate_forward, circuit, x),
                       timed(engine.simulate_backward, circuit, gradient, masks))
                for name, engine in ENGINES.items()}
-    return (Row(forward_density, seconds["dense"][0], seconds["event"][0]),
-            Row(fired.sum().item() / units / circuit.time_step_back, seconds["dense"][1], seconds["event"][1]))
+    return ((forward_density, seconds["dense"][0], seconds["event"][0]),
+            (fired.sum().item() / units / circuit.time_step_back, seconds["dense"][1], seconds["event"][1]))
 
 
 def plot(tables: dict[str, list[Row]], path: Path) -> None:
@@ -78,9 +72,9 @@ def plot(tables: dict[str, list[Row]], path: Path) -> None:
     figure, panels = new_figure(1, len(tables), width=13, height=4)
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     for axes, (title, rows) in zip(panels[0], tables.items()):
-        rows = sorted(rows, key=lambda row: row.density)
-        for name, line in (("dense", "s--"), ("event", "o-")):
-            axes.loglog([100 * row.density for row in rows], [getattr(row, name) for row in rows], line, label=name)
+        densities, *seconds = zip(*sorted(rows))
+        for name, line, own in zip(ENGINES, ("s--", "o-"), seconds):
+            axes.loglog([100 * density for density in densities], own, line, label=name)
         axes.set(title=title, xlabel="spikes per unit and step (%)", ylabel="seconds")
         axes.legend()
         axes.grid(alpha=0.3)

@@ -8,10 +8,10 @@ repository: ``pip install spikingjelly`` first.
 """
 import argparse
 import multiprocessing
-import resource
 import statistics
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +55,20 @@ def contestants(options: argparse.Namespace) -> dict[str, Callable[[], None]]:
             **{f"through time, {steps} steps": partial(step, ThroughTime(steps), 1.0) for steps in (5, 30)}}
 
 
+def resident(kind: str) -> int:
+    """KiB that this process holds now, 'VmRSS', or held at most, 'VmHWM', as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
 def peak_memory(options: argparse.Namespace, name: str, answer: multiprocessing.Queue) -> None:
     """GiB that one step of a contestant takes at most, beyond what its process holds before."""
+    contestants(argparse.Namespace(**{**vars(options), "batch": 1}))[name]()  # compiles, which takes memory too
     step = contestants(options)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
     step()
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+    answer.put((resident("VmHWM") - before) / 2**20)
 
 
 if __name__ == "__main__":

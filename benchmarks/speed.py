@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -173,7 +172,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def densities(rates: Tensor | None, digits: int) -> list[float] | None:
     """Spikes per unit and step of each layer; None for a backward pass without any."""
-    return rates if rates is None else np.round(rates.tolist(), digits).tolist()
+    return None if rates is None else [round(rate, digits) for rate in rates.tolist()]
 
 
 def floor(own: Workload) -> float:

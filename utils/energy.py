@@ -1,8 +1,7 @@
 """Energy of a network on hardware that does not exist yet: operations times what each would cost.
 
 *Arithmetic only* is the convention of the literature: an addition for a synaptic operation, a multiply-accumulate
-elsewhere, nothing for the rest. *With memory*, every operation also reads one number and reads and writes another, and
-every neuron update is an addition that reads and writes a potential. Nobody reuses what a register or a cache holds.
+elsewhere, nothing for the rest. *With memory* is explained in ``report.md``, which says what is counted and what not.
 """
 import math
 from collections.abc import Mapping
