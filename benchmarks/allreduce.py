@@ -2,20 +2,15 @@
 
     torchrun --standalone --nproc-per-node 2 -m benchmarks.allreduce [--model alexnetf]
 """
-import argparse
 import statistics
-import time
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.speed import SCRIPTS, describe
+from benchmarks.speed import SCRIPTS, describe, parser, timed
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
-    parser.add_argument("--repeats", type=int, default=20)
-    options = parser.parse_args()
+    options = parser(__doc__, "model", "repeats", repeats=20).parse_args()
     gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if gpu else "gloo")
     device = torch.device("cuda", dist.get_rank() % max(1, torch.cuda.device_count())) if gpu else torch.device("cpu")
@@ -24,14 +19,8 @@ if __name__ == "__main__":
     gradients = torch.zeros(sum(p.numel() for p in parameters), device=device)
     seconds = []
     for _ in range(options.repeats + 3):
-        if gpu:
-            torch.cuda.synchronize()
         dist.barrier()
-        start = time.perf_counter()
-        dist.all_reduce(gradients)
-        if gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(timed(dist.all_reduce, gradients))
     if dist.get_rank() == 0:
         print(f"{options.model}: {gradients.nbytes / 2**20:.1f} MiB over {dist.get_world_size()} processes: "
               f"{1e3 * statistics.median(seconds[3:]):.1f} ms (median of {options.repeats}); {describe(device)}")

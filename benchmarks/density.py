@@ -6,18 +6,16 @@ Writes OUTPUT.md and OUTPUT.png. *One layer*: the 3x3 convolution 96 -> 256 of A
 are drawn at random. *Whole network*: a forward and a backward simulation of AlexNet-F at its 30 and 250 steps, its
 weights multiplied by a gain and driven by a gradient of a size such that more and more units spike.
 """
-import argparse
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.speed import describe
+from benchmarks.speed import describe, parser, timed
 from models import AlexNetF
 from modules import FeedbackSNN, synapses
 from modules.engines import select
+from utils.figures import new_figure, save
+from utils.pages import table
 
 ENGINES = {name: select(name, torch.device("cpu")) for name in ("dense", "event")}
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -25,27 +23,12 @@ GAINS = ((1, 0.01), (1, 0.1), (1.5, 0.5), (2.4, 1.4), (6, 5))  # of the weights;
 BATCH = 16
 
 
-@dataclass
-class Row:
-    """One line of a table: spikes per unit and step, and seconds of each engine."""
-
-    density: float
-    dense: float
-    event: float
-
-    @property
-    def ratio(self) -> float:
-        return self.dense / self.event
+Row = tuple[float, float, float]  # spikes per unit and step, and seconds of both engines
 
 
-def fastest(simulate: Callable[..., object], *arguments: object, repeats: int = 3) -> float:
-    """Least seconds of some calls."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        simulate(*arguments)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def fastest(repeats: int, *call: object) -> float:
+    """Least seconds of some calls of a function with its arguments."""
+    return min(timed(*call) for _ in range(repeats))
 
 
 def one_layer(density: float) -> Row:
@@ -56,9 +39,9 @@ def one_layer(density: float) -> Row:
         network = FeedbackSNN(input=synapses.AvgPool2d(1), layers=layers, time_step=30, event_input=True)
         circuit, x = network.bind(frames.transpose(0, 1))
         for name, engine in ENGINES.items():
-            own = fastest(engine.simulate_forward, circuit, x)
+            own = fastest(3, engine.simulate_forward, circuit, x)
             seconds[name] = seconds[name] - own if name in seconds else own
-    return Row(density, seconds["dense"], seconds["event"])
+    return density, seconds["dense"], seconds["event"]
 
 
 def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
@@ -77,29 +60,21 @@ def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
     fired = event.simulate_backward(circuit, gradient, masks).fired
     units = sum(count.numel() for count in forward.counts)
     forward_density = sum(count.sum().item() for count in forward.counts) / units / circuit.time_step
-    seconds = {name: (fastest(engine.simulate_forward, circuit, x, repeats=2),
-                      fastest(engine.simulate_backward, circuit, gradient, masks, repeats=1))
+    seconds = {name: (fastest(2, engine.simulate_forward, circuit, x),
+                      timed(engine.simulate_backward, circuit, gradient, masks))
                for name, engine in ENGINES.items()}
-    return (Row(forward_density, seconds["dense"][0], seconds["event"][0]),
-            Row(fired.sum().item() / units / circuit.time_step_back, seconds["dense"][1], seconds["event"][1]))
-
-
-def table(title: str, rows: list[Row]) -> str:
-    """Rows as Markdown."""
-    lines = [f"**{title}**", "", "| spikes per unit and step | dense, s | event, s | ratio |", "|---|---|---|---|"]
-    lines += [f"| {100 * row.density:.2f}% | {row.dense:.3f} | {row.event:.3f} | {row.ratio:.2f} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return ((forward_density, seconds["dense"][0], seconds["event"][0]),
+            (fired.sum().item() / units / circuit.time_step_back, seconds["dense"][1], seconds["event"][1]))
 
 
 def plot(tables: dict[str, list[Row]], path: Path) -> None:
     """Seconds over density, both engines."""
-    from matplotlib.figure import Figure
+    figure, panels = new_figure(1, len(tables), width=13, height=4)
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    for axes, (title, rows) in zip(figure.subplots(1, len(tables)), tables.items()):
-        rows = sorted(rows, key=lambda row: row.density)
-        for name, line in (("dense", "s--"), ("event", "o-")):
-            axes.loglog([100 * row.density for row in rows], [getattr(row, name) for row in rows], line, label=name)
+    for axes, (title, rows) in zip(panels[0], tables.items()):
+        densities, *seconds = zip(*sorted(rows))
+        for name, line, own in zip(ENGINES, ("s--", "o-"), seconds):
+            axes.loglog([100 * density for density in densities], own, line, label=name)
         axes.set(title=title, xlabel="spikes per unit and step (%)", ylabel="seconds")
         axes.legend()
         axes.grid(alpha=0.3)
@@ -107,19 +82,22 @@ def plot(tables: dict[str, list[Row]], path: Path) -> None:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set_minor_formatter(NullFormatter())
-    figure.savefig(path, dpi=80)
+    save(figure, path)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/density"))
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--output", type=Path, default=Path("docs/density"))
+    options = flags.parse_args()
     pairs = [whole_network(*setting) for setting in GAINS]
     tables = {"One layer, 30 steps": [one_layer(density) for density in DENSITIES],
               "Whole network, forward, 30 steps": [pair[0] for pair in pairs],
               "Whole network, backward, 250 steps": [pair[1] for pair in pairs]}
-    text = "\n".join([f"Batch {BATCH}; {describe(torch.device('cpu'))}; `python -m benchmarks.density`.\n",
-                      *(table(title, rows) for title, rows in tables.items())])
+    text = f"Batch {BATCH}; {describe(torch.device('cpu'))}; `python -m benchmarks.density`.\n"
+    for title, rows in tables.items():
+        cells = [[f"{100 * density:.2f}%", f"{dense:.3f}", f"{event:.3f}", f"{dense / event:.2f}"]
+                 for density, dense, event in rows]
+        text += f"\n**{title}**\n\n{table(['spikes per unit and step', 'dense, s', 'event, s', 'ratio'], cells)}\n"
     print(text)
     options.output.with_suffix(".md").write_text(text)
     plot(tables, options.output.with_suffix(".png"))

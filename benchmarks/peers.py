@@ -8,10 +8,10 @@ repository: ``pip install spikingjelly`` first.
 """
 import argparse
 import multiprocessing
-import resource
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -44,44 +44,47 @@ class ThroughTime(nn.Module):
 
 def contestants(options: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """A training step of each, without the optimizer's, by name."""
-    model, inputs, labels, scale = speed.prepared(options)
+    own = speed.prepared(options)
+    own.model.network.engine = "event"
 
-    def step(network: nn.Module, scale: float = 1.0) -> None:
+    def step(network: nn.Module, scale: float) -> None:
         network.zero_grad()
-        (F.cross_entropy(network(inputs), labels) * scale).backward()
+        (F.cross_entropy(network(own.inputs), own.labels) * scale).backward()
 
-    found = {"SPIDE, 30 + 250 steps": lambda: step(model, scale)}
-    for steps in (5, 30):
-        unrolled = ThroughTime(steps)
-        found[f"through time, {steps} steps"] = lambda unrolled=unrolled: step(unrolled)
-    return found
+    return {"SPIDE, 30 + 250 steps": partial(step, own.model, own.scale),
+            **{f"through time, {steps} steps": partial(step, ThroughTime(steps), 1.0) for steps in (5, 30)}}
+
+
+def resident(kind: str) -> int:
+    """KiB that this process holds now, 'VmRSS', or held at most, 'VmHWM', as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 def peak_memory(options: argparse.Namespace, name: str, answer: multiprocessing.Queue) -> None:
     """GiB that one step of a contestant takes at most, beyond what its process holds before."""
+    contestants(argparse.Namespace(**{**vars(options), "batch": 1}))[name]()  # compiles, which takes memory too
     step = contestants(options)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
     step()
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+    answer.put((resident("VmHWM") - before) / 2**20)
 
 
 if __name__ == "__main__":
-    parser = speed.parser(__doc__)
-    parser.set_defaults(model="alexnetf", engines=["event"])
-    options = parser.parse_args()
-    seconds, steps = {}, contestants(options)
-    for repeat in range(options.repeats + 1):  # the first is a warm-up
+    options = speed.parser(__doc__, "batch", "path", "resume", "drive", "repeats", "seed", model="alexnetf",
+                           device="cpu").parse_args()
+    steps = contestants(options)
+    seconds = {name: [] for name in steps}
+    for _ in range(options.repeats + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if repeat:
-                seconds.setdefault(name, []).append(time.perf_counter() - start)
+            seconds[name].append(speed.timed(step))
     spawn = multiprocessing.get_context("spawn")
     print(f"AlexNet-F's layers, batch {options.batch}, weights {options.resume or 'fresh'}; "
           f"{speed.describe(torch.device('cpu'))}\n\n| training step | seconds | peak memory, GiB |\n|---|---|---|")
-    for name, own in seconds.items():
+    for name, own in seconds.items():  # of which the first is a warm-up
         answer = spawn.Queue()
         process = spawn.Process(target=peak_memory, args=(options, name, answer))
         process.start()
-        print(f"| {name} | {statistics.median(own):.2f} | {answer.get():.2f} |", flush=True)
+        print(f"| {name} | {statistics.median(own[1:]):.2f} | {answer.get():.2f} |", flush=True)
         process.join()

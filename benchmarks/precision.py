@@ -7,21 +7,18 @@ Without a GPU the event engine computes with the weights that the CUDA engine wo
 number formats and sums are in float32, so this is what a GPU finds, up to the order of sums. What that order is worth
 the last row shows: fp32 once more, by the dense engine. A spike that moves by a step moves others, whatever moved it.
 """
-import argparse
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed import arguments, data, describe, one_iteration
-from cifar_alexnetf import EXPERIMENT
+from benchmarks.speed import describe, one_iteration, parser, prepared
 from models import SpikingClassifier
 from modules.circuit import Circuit
 from modules.engines import BackwardResult, Engine, ForwardResult, select
 from modules.engines.cuda.engine import PRECISIONS, CudaEngine
 from modules.engines.cuda.loop import rounded
-from utils import checkpoint
 
 EVENT = select("event", torch.device("cpu"))
 
@@ -49,7 +46,7 @@ class Rounded:
 
 
 @torch.no_grad()
-def tested(model: SpikingClassifier, loader: Iterable, device: str) -> tuple[float, float]:
+def tested(model: SpikingClassifier, loader: Iterable, device: torch.device) -> tuple[float, float]:
     """Accuracy in percent and mean loss on test data."""
     model.eval()
     pairs = [(model(inputs.to(device)), labels.to(device)) for inputs, labels, _ in loader]
@@ -64,42 +61,29 @@ def relative(found: Tensor, exact: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--path", help="folder of the data sets; noise unless given")
-    parser.add_argument("--resume", help="checkpoint to take the weights from, then tested too, given --path")
-    parser.add_argument("--test", type=int, default=200, help="number of test images")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--steps-back", type=int, default=250)
-    parser.add_argument("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")
-    parser.set_defaults(seed=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
+    flags = parser(__doc__, "batch", "path", "resume", "device", "drive", batch=128, device="cuda", model="alexnetf",
+                   seed=0)
+    flags.add_argument("--test", type=int, default=200, help="number of test images, given --path and --resume")
+    flags.add_argument("--steps", type=int, default=30)
+    flags.add_argument("--steps-back", type=int, default=250)
+    options = flags.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # outside of the simulations, and in the dense engine
-    args, usual_drive = arguments("alexnetf", options.batch, "-t", options.steps, "-tb", options.steps_back,
-                                  "--test-limit", options.test, *(["--path", options.path] if options.path else []))
-    model = EXPERIMENT.build_model(args).to(options.device).train()
-    if options.resume:
-        model.load_state_dict(checkpoint.load(options.resume).contents["state_dict"])
-    inputs, labels, source = data("alexnetf", args, options)
-    inputs, labels = inputs.to(options.device), labels.to(options.device)
-    kind = Rounded if options.device == "cpu" else CudaEngine
+    own = prepared(options, "-t", options.steps, "-tb", options.steps_back, "--test-limit", options.test)
+    network, device = own.model.network, own.inputs.device
+    kind = Rounded if device.type == "cpu" else CudaEngine
     engines: dict[str, str | Engine] = {p: kind(p) for p in PRECISIONS} | {"fp32, other order": "dense"}
-    print(f"AlexNet-F, batch {options.batch}, {options.steps} + {options.steps_back} steps, {source}, weights "
-          f"{options.resume or 'fresh'}; {describe(torch.device(options.device))}\n\n"
+    print(f"AlexNet-F, batch {options.batch}, {options.steps} + {options.steps_back} steps, {own.source}, weights "
+          f"{options.resume or 'fresh'}; {describe(device)}\n\n"
           "| precision | forward rates, relative difference by layer | backward rates | gradient | test accuracy, loss "
-          "|\n"
-          "|---|---|---|---|---|")
+          "|\n|---|---|---|---|---|")
     exact = None
-    for name, model.network.engine in engines.items():
-        spikes = one_iteration(model, inputs, labels, (options.drive or usual_drive) * options.batch)[1]
-        gradient = torch.cat([p.grad.flatten() for p in model.network.parameters()])
+    for name, network.engine in engines.items():
+        spikes = one_iteration(own)[1]
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
         found = spikes.forward_rates, spikes.backward_rates, gradient
         exact = exact or found
         test = ""
-        if options.resume and options.path:
-            loader = EXPERIMENT.loaders(args, seed=options.seed)[1]
-            test = "{:.1f}%, {:.4f}".format(*tested(model, loader, options.device))
+        if options.resume and own.test_loader:
+            test = "{:.1f}%, {:.4f}".format(*tested(own.model, own.test_loader, device))
         print(f"| {name} | {relative(found[0], exact[0])} | {relative(found[1], exact[1])} | "
               f"{(gradient - exact[2]).norm() / exact[2].norm().clamp(min=1e-30):.2g} | {test} |", flush=True)

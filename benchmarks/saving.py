@@ -2,24 +2,22 @@
 
     python -m benchmarks.saving [--folder DIR] [--repeats 20]
 """
-import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.speed import parser, timed
 from cifar_alexnetf import EXPERIMENT
 from utils.checkpoint import LAST
 from utils.experiment import make_optimizer
 from utils.run import Run
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", help="on the file system to measure; a temporary folder unless given")
-    parser.add_argument("--repeats", type=int, default=20)
-    own = parser.parse_args()
+    flags = parser(__doc__, "repeats", repeats=20)
+    flags.add_argument("--folder", help="on the file system to measure; a temporary folder unless given")
+    own = flags.parse_args()
     with tempfile.TemporaryDirectory(dir=own.folder) as folder:
         args = EXPERIMENT.arguments()
         model = EXPERIMENT.build_model(args)
@@ -28,11 +26,7 @@ if __name__ == "__main__":
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         run = Run(args, Path(folder), 0, torch.device("cpu"), model, optimizer, None, None)
-        seconds = []
-        for _ in range(own.repeats):
-            start = time.perf_counter()
-            run.save()
-            seconds.append(time.perf_counter() - start)
+        milliseconds = [1e3 * timed(run.save) for _ in range(own.repeats)]
         size = (run.folder / LAST).stat().st_size
-    print(f"{size / 2**20:.1f} MiB; {1e3 * statistics.median(seconds):.0f} ms (median of {own.repeats}; "
-          f"{1e3 * min(seconds):.0f} to {1e3 * max(seconds):.0f})")
+    print(f"{size / 2**20:.1f} MiB; {statistics.median(milliseconds):.0f} ms (median of {own.repeats}; "
+          f"{min(milliseconds):.0f} to {max(milliseconds):.0f})")

@@ -1,22 +1,26 @@
 """Seconds for the two simulations of a training iteration, per engine, and their ratio, measured in turn in one run.
 
-    python -m benchmarks.speed --model alexnetf --batch 16 --engines dense event [--path DATA] [--resume FILE]
+    python -m benchmarks.speed --model alexnetf --batch 16 --engines dense event event+ide [--path DATA] [--resume FILE]
     python -m benchmarks.speed --model alexnetf --batch 128 --device cuda --engines dense cuda:tf32 cuda:bf16
 
-Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said.
+Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said. What the
+benchmarks share stands here too: their flags, a batch to train on, a clock, the machine in words.
 """
 import argparse
 import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import cifar_alexnetf
 import cifar_cifarnetf
@@ -29,49 +33,97 @@ from modules.engines import BackwardResult, Engine, ForwardResult
 from modules.engines.cuda.engine import CudaEngine
 from modules.engines.dense import DenseEngine
 from modules.engines.routes import route
+from modules.feedback_snn import METHODS
 from utils import checkpoint
-from utils.cli import Arguments
 
 PEAK, BANDWIDTH = 790e12, 4.3e12  # bfloat16 operations and bytes per second that a GPU of the kind of H200 reaches
+STAGES = ("forward", "backward", "both")
 SCRIPTS = {"lenet": mnist_lenet, "alexnetf": cifar_alexnetf, "cifarnetf": cifar_cifarnetf,
            "convnetf": dvs_cifar_convnetf}
+FLAGS = {
+    "model": {"choices": SCRIPTS, "default": "alexnetf"},
+    "batch": {"type": int, "default": 16},
+    "engines": {"nargs": "+", "default": ["dense", "event"],
+                "help": "the first is what others compare to; cuda:bf16 is the CUDA engine in a precision, "
+                        "cuda:bf16:whole the same without leaving out products where no spike arrives; event+ide is an "
+                        "engine with the backward pass in floats; dense:compiled the dense one under torch.compile"},
+    "path": {"help": "folder of the data sets; noise unless given"},
+    "resume": {"help": "checkpoint to take the weights from"},
+    "drive": {"type": float, "help": "scale_factor / batch; the experiment's own unless given"},
+    "repeats": {"type": int, "default": 3, "help": "measurements, of which the median counts"},
+    "device": {"default": "cpu"},
+    "seed": {"type": int, "default": 0},
+    "json": {"type": Path, "help": "write the figures to this file too"}}
 
 
-def arguments(name: str, batch: int, *flags: object) -> tuple[Arguments, float]:
-    """The arguments of a script for a batch, with its own defaults and further flags; its ``scale_factor / batch``."""
-    experiment = SCRIPTS[name].EXPERIMENT
+def parser(manual: str, *flags: str, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser of some of ``FLAGS``; ``defaults`` replace theirs, or stand in for flags that are not offered."""
+    made = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in flags:
+        made.add_argument(f"--{name}", **FLAGS[name])
+    made.set_defaults(**defaults)
+    return made
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and a batch to train it on; ``scale`` is what its loss is multiplied with, ``source`` says of what."""
+
+    model: SpikingClassifier
+    inputs: Tensor
+    labels: Tensor
+    scale: float
+    source: str
+    test_loader: DataLoader | None
+
+
+def prepared(options: argparse.Namespace, *flags: object) -> Workload:
+    """What the options ask for.
+
+    Args:
+        options: model, batch, path, resume, drive, device and seed; flags: further ones of the model's script.
+    """
+    experiment = SCRIPTS[options.model].EXPERIMENT
     own = experiment.arguments()
-    flags = ("--train-batch", batch, "--test-batch", batch, "-j", 0, "--engine", "dense", *flags)
-    return experiment.arguments([str(flag) for flag in flags]), own.scale_factor / own.train_batch
+    path = ("--path", options.path) if options.path else ()
+    flags = ("--train-batch", options.batch, "--test-batch", options.batch, "-j", 0, "--engine", "dense", *path, *flags)
+    args = experiment.arguments([str(flag) for flag in flags])
+    torch.manual_seed(options.seed)
+    model, source, test_loader = experiment.build_model(args).train(), "noise", None
+    if options.resume:
+        model.load_state_dict(checkpoint.load(options.resume).contents["state_dict"])
+    if options.path:
+        train_loader, test_loader = experiment.loaders(args, seed=options.seed)
+        inputs, labels, *_ = next(iter(train_loader))
+        source = f"training data in {options.path}"
+    else:
+        shape = {"lenet": (1, 28, 28), "convnetf": (args.time_step, 2, 48, 48)}.get(options.model, (3, 32, 32))
+        inputs, labels = torch.randn(options.batch, *shape), torch.arange(options.batch) % 10
+        inputs = (inputs > 1).float() if options.model == "convnetf" else inputs
+    scale = (options.drive or own.scale_factor / own.train_batch) * options.batch
+    return Workload(model.to(options.device), inputs.to(options.device), labels.to(options.device), scale, source,
+                    test_loader)
 
 
-def data(name: str, args: Arguments, options: argparse.Namespace) -> tuple[Tensor, Tensor, str]:
-    """A training batch: inputs, labels, and where they come from; noise unless ``options.path`` names a folder."""
-    if options.path is not None:
-        inputs, labels, *_ = next(iter(SCRIPTS[name].EXPERIMENT.loaders(args, seed=options.seed)[0]))
-        return inputs, labels, f"training data in {options.path}"
-    shape = {"lenet": (1, 28, 28), "convnetf": (args.time_step, 2, 48, 48)}.get(name, (3, 32, 32))
-    images = torch.randn(args.train_batch, *shape)
-    return (images > 1).float() if name == "convnetf" else images, torch.arange(args.train_batch) % 10, "noise"
+def timed(work: Callable[..., object], *arguments: object) -> float:
+    """Seconds of a call, until the GPU, if there is one at work, is done with it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work(*arguments)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def one_iteration(model: SpikingClassifier, inputs: Tensor, labels: Tensor,
-                  scale: float) -> tuple[dict[str, float], SpikeStatistics]:
+def one_iteration(own: Workload) -> tuple[dict[str, float], SpikeStatistics]:
     """Seconds of a forward and of a backward pass, weight gradients included, and the spikes that they took."""
-    statistics_ = SpikeStatistics()
-    model.zero_grad()
-    synchronise = torch.cuda.synchronize if inputs.is_cuda else lambda: None
-    times = []
-    for stage in ("forward", "backward"):
-        synchronise()
-        start = time.perf_counter()
-        if stage == "forward":
-            loss = F.cross_entropy(model(inputs, statistics_, keys=torch.arange(len(labels))), labels)
-        else:
-            (loss * scale).backward()
-        synchronise()
-        times.append(time.perf_counter() - start)
-    return dict(zip(("forward", "backward"), times)), statistics_
+    spikes, losses, keys = SpikeStatistics(), [], torch.arange(len(own.labels))
+    own.model.zero_grad()
+    seconds = {
+        "forward": timed(lambda: losses.append(F.cross_entropy(own.model(own.inputs, spikes, keys=keys), own.labels))),
+        "backward": timed(lambda: (losses[0] * own.scale).backward())}
+    return seconds, spikes
 
 
 class Compiled(DenseEngine):
@@ -89,101 +141,90 @@ class Compiled(DenseEngine):
             return super().simulate_backward(circuit, gradient, masks)
 
 
-def engine_of(name: str) -> Engine | str:
-    """The engine that an entry of ``--engines`` means."""
+def engine_and_method(entry: str) -> tuple[Engine | str, str]:
+    """What an entry of ``--engines`` means.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    name, _, method = entry.partition("+")
+    if (method or "spide") not in METHODS:
+        raise ValueError(f"there is no method '{method}' as in '{entry}': choose one of {', '.join(METHODS)}")
     engine, *rest = name.split(":")
     if name == Compiled.name:
-        return Compiled()
-    return CudaEngine(rest[0], skip="whole" not in rest) if engine == "cuda" and rest else engine
+        return Compiled(), method or "spide"
+    return CudaEngine(rest[0], skip="whole" not in rest) if engine == "cuda" and rest else engine, method or "spide"
 
 
-def measure(options: argparse.Namespace) -> dict:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, in plain types."""
-    torch.manual_seed(options.seed)
-    args, usual_drive = arguments(options.model, options.batch, *(["--path", options.path] if options.path else []))
-    model = SCRIPTS[options.model].build_model(args).train()
-    if options.resume:
-        model.load_state_dict(checkpoint.load(options.resume).contents["state_dict"])
-    inputs, labels, source = data(options.model, args, options)
-    device = torch.device(options.device)
-    model, inputs, labels = model.to(device), inputs.to(device), labels.to(device)
-    drive = options.drive or usual_drive
-    engines = {engine: engine_of(engine) for engine in options.engines}
-    runs, memory = {engine: [] for engine in engines}, {}
+    entries = {entry: engine_and_method(entry) for entry in options.engines}
+    own = prepared(options)
+    network, device = own.model.network, own.inputs.device
+    runs, spikes, memory = {entry: [] for entry in entries}, {}, {}
     for repeat in range(options.repeats + 1):  # the first is a warm-up
-        for engine in engines:
-            model.network.engine = engines[engine]
+        for entry, (engine, method) in entries.items():
+            network.engine, network.method = engine, method
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            seconds, spikes = one_iteration(model, inputs, labels, drive * options.batch)
+            seconds, spikes[entry] = one_iteration(own)
             if repeat:
-                runs[engine].append(seconds)
+                runs[entry].append(seconds)
             if device.type == "cuda":
-                memory[engine] = torch.cuda.max_memory_allocated() / 2**30
-    medians = {engine: {stage: statistics.median(run[stage] for run in own) for stage in own[0]}
-               for engine, own in runs.items()}
-    for own in medians.values():
-        own["both"] = own["forward"] + own["backward"]
+                memory[entry] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    medians = {}
+    for entry, found in runs.items():
+        forward, backward = (statistics.median(run[stage] for run in found) for stage in STAGES[:2])
+        medians[entry] = dict(zip(STAGES, (forward, backward, forward + backward)))
     first = medians[options.engines[0]]
-    return {"model": options.model, "batch": options.batch, "steps": [args.time_step, args.time_step_back],
-            "inputs": source, "weights": options.resume or "fresh", "scale_factor / batch": drive,
-            "repeats": options.repeats, "machine": describe(device),
-            "forward densities": np.round(spikes.forward_rates.tolist(), 4).tolist(),
-            "backward densities": np.round(spikes.backward_rates.tolist(), 6).tolist(),
-            "floor, s": round(floor(model, inputs), 4) if device.type == "cuda" else None,
-            "peak memory, GiB": {engine: round(peak, 2) for engine, peak in memory.items()},
-            "seconds": medians,
-            "ratio": {engine: {stage: first[stage] / own[stage] for stage in own} for engine, own in medians.items()}}
+    last = [found for found in spikes.values() if found.backward_rates is not None] or [*spikes.values()]
+    return {"model": options.model, "batch": options.batch, "steps": [network.time_step, network.time_step_back],
+            "inputs": own.source, "weights": options.resume or "fresh",
+            "scale_factor / batch": own.scale / options.batch, "repeats": options.repeats, "machine": describe(device),
+            "forward densities": densities(last[-1].forward_rates, 4),
+            "backward densities": densities(last[-1].backward_rates, 6),
+            "sweeps": {entry: int(found.sweeps) for entry, found in spikes.items() if found.sweeps is not None},
+            "floor, s": round(floor(own), 4) if device.type == "cuda" else None,
+            "peak memory, GiB": memory, "seconds": medians,
+            "ratio": {entry: {stage: first[stage] / found[stage] for stage in found}
+                      for entry, found in medians.items()}}
 
 
-def floor(model: SpikingClassifier, inputs: Tensor) -> float:
+def densities(rates: Tensor | None, digits: int) -> list[float] | None:
+    """Spikes per unit and step of each layer; None for a backward pass without any."""
+    return None if rates is None else [round(rate, digits) for rate in rates.tolist()]
+
+
+def floor(own: Workload) -> float:
     """Seconds that the convolutions of both phases take at ``PEAK``, and moving what neurons hold at ``BANDWIDTH``."""
-    network = model.network
-    circuit, _ = network.bind(inputs[:1])
-    products = sum(route(c).multiplications for c in circuit.connections[1:]) * len(inputs)
-    steps = network.time_step + network.time_step_back
-    moved = 19 * model.num_neurons * len(inputs)  # bytes: potential and trace, read and written, and spikes
-    return steps * (2 * products / PEAK + moved / BANDWIDTH)
+    network, batch = own.model.network, len(own.inputs)
+    circuit, _ = network.bind(own.inputs[:1])
+    products = sum(route(c).multiplications for c in circuit.connections[1:]) * batch
+    moved = 19 * own.model.num_neurons * batch  # bytes: potential and trace, read and written, and spikes
+    return (network.time_step + network.time_step_back) * (2 * products / PEAK + moved / BANDWIDTH)
 
 
 def describe(device: torch.device) -> str:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
     return f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, PyTorch {torch.__version__}"
 
 
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SCRIPTS, default="alexnetf")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--engines", nargs="+", default=["dense", "event"],
-                        help="the first is what others compare to; cuda:bf16 is the CUDA engine in a precision, "
-                             "cuda:bf16:whole the same without leaving out products where no spike arrives, "
-                             "dense:compiled the dense one under torch.compile")
-    parser.add_argument("--path", help="folder of the data sets")
-    parser.add_argument("--resume", help="checkpoint to take the weights from")
-    parser.add_argument("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")
-    parser.add_argument("--repeats", type=int, default=3, help="measured iterations, of which the median counts")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    options = parser.parse_args()
+    flags = parser(__doc__, *FLAGS)
+    options = flags.parse_args()
     try:
         found = measure(options)
     except ValueError as mistake:
-        parser.error(str(mistake))
+        flags.error(str(mistake))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
     seconds, ratio = found.pop("seconds"), found.pop("ratio")
     for key, value in found.items():
         print(f"{key}: {value}")
     print(f"\n{'engine':12} {'forward s':>10} {'backward s':>11} {'both s':>9}   ratio: forward  backward  both")
-    for engine, own in seconds.items():
-        r = ratio[engine]
-        print(f"{engine:12} {own['forward']:10.3f} {own['backward']:11.3f} {own['both']:9.3f}   {r['forward']:14.2f} "
-              f"{r['backward']:9.2f} {r['both']:5.2f}")
-    if options.json:
-        options.json.write_text(json.dumps({**found, "seconds": seconds, "ratio": ratio}, indent=1) + "\n")
+    for entry, own in seconds.items():
+        print(f"{entry:12}", *(f"{own[stage]:{width}.3f}" for stage, width in zip(STAGES, (10, 11, 9))),
+              "  " + " ".join(f"{ratio[entry][stage]:{width}.2f}" for stage, width in zip(STAGES, (14, 9, 5))))

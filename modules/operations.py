@@ -9,7 +9,7 @@ neither 0 nor 1; and the product of rates and errors that makes a weight's gradi
 """
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ from modules.neurons import LIF, TernaryCouple
 PROBES = 64  # units of a synapse of a user's own that are probed together
 
 Watch = Callable[[str, int, Tensor, Tensor], None]
+Arrivals = Callable[[Tensor], Tensor]  # how many spikes arrive at each unit, of those units of the source that fired
+Way = tuple[str, Arrivals]  # how spikes come to a layer: by which connection
 
 
 @dataclass
@@ -37,8 +39,8 @@ class Counts:
         spikes: number of spikes of each unit, of either sign, ``(batch, *layer_shape)``.
         received: neuron updates of units that received something, over batch and steps.
         operations: synaptic operations, over batch and steps; products: multiply-accumulates.
-        couplings: pairs of units that a spike could have joined, over the batch.
-        active: those among them whose sender fired at all.
+        couplings: pairs of units that a spike could have joined, over the batch; active: those among them whose sender
+            fired at all.
     """
 
     phase: str
@@ -65,20 +67,7 @@ class Counts:
                    for kind in ("operations", "products", "couplings", "active")}}
 
 
-@dataclass(frozen=True)
-class Couplings:
-    """Which units of a layer a connection couples to which of another, as a map of numbers of units.
-
-    Attributes:
-        arriving: how many of some units of the source (0 or 1 each) reach each unit of the target.
-        reached: how many of some units of the target each unit of the source reaches.
-    """
-
-    arriving: Callable[[Tensor], Tensor]
-    reached: Callable[[Tensor], Tensor]
-
-
-def couplings(connection: Connection, like: Tensor) -> Couplings:
+def couplings(connection: Connection, like: Tensor) -> tuple[Arrivals, Arrivals]:
     """The couplings of a connection that are not zero.
 
     In a synapse of the library each is one entry of its weight. One of a user's own is probed: its transpose is asked
@@ -87,6 +76,10 @@ def couplings(connection: Connection, like: Tensor) -> Couplings:
 
     Args:
         like: a tensor of the type and on the device of the simulation.
+
+    Returns:
+        How many of some units of the source (0 or 1 each) reach each unit of the target, and how many of some units of
+        the target each unit of the source reaches.
     """
     synapse, weight, source, target = (connection.synapse, connection.weight, connection.input_shape,
                                        connection.output_shape)
@@ -94,11 +87,11 @@ def couplings(connection: Connection, like: Tensor) -> Couplings:
     if known and not {"current", "transpose"} & vars(synapse).keys():
         scale = synapse.window(weight, source, target).scale
         ones = None if weight is None else (weight != 0).float()
-        return Couplings(lambda units: (synapse.current(units.float(), ones, None, target) / scale).round_(),
-                         lambda units: (synapse.transpose(units.float(), ones, source) / scale).round_())
+        return (lambda units: (synapse.current(units.float(), ones, None, target) / scale).round_(),
+                lambda units: (synapse.transpose(units.float(), ones, source) / scale).round_())
     matrix = _probe(connection, like)
-    return Couplings(lambda units: (matrix @ units.float().flatten(1).T).T.unflatten(1, target),
-                     lambda units: (matrix.T @ units.float().flatten(1).T).T.unflatten(1, source))
+    return (lambda units: (matrix @ units.float().flatten(1).T).T.unflatten(1, target),
+            lambda units: (matrix.T @ units.float().flatten(1).T).T.unflatten(1, source))
 
 
 def _probe(connection: Connection, like: Tensor) -> Tensor:
@@ -112,34 +105,38 @@ def _probe(connection: Connection, like: Tensor) -> Tensor:
     return torch.cat(rows).coalesce()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Way:
-    """How spikes come to a layer: through which connection, from which units (None for all), to which."""
+class _Counting:
+    """A neuron or couple that counts what comes in at every step of every layer of a ring, and what goes out.
 
-    name: str
-    spread: Callable[[Tensor], Tensor]
-    senders: Tensor | None
-    receivers: Tensor
+    Args:
+        ring: how spikes come to each layer from the one before it in the ring, or None; order: the layers' numbers.
+        outside: which units of the ring's first layer receive something from outside, per step.
+    """
 
-    def arrivals(self, fired: Tensor) -> Tensor:
-        """How many spikes arrive at each unit, of units that fired, bool."""
-        return self.spread(fired if self.senders is None else fired & self.senders) * self.receivers
+    def __init__(self, neuron: LIF | TernaryCouple, counts: Counts, ring: list[Way | None], outside: Iterator[Tensor],
+                 order: Sequence[int], watch: Watch | None) -> None:
+        self.neuron, self.counts, self.ring, self.outside, self.watch = neuron, counts, ring, outside, watch
+        self.layers = itertools.cycle(enumerate(order))
+        self.fired: list[Tensor | None] = [None] * len(ring)  # those of the last layer reach the first one step later
 
-
-@dataclass(frozen=True)
-class _Watched:
-    """A neuron or couple whose steps are seen."""
-
-    neuron: LIF | TernaryCouple
-    see: Callable[[Tensor, Tensor], None]
-
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.neuron, name)
 
     def step_(self, potential: Tensor, current: Tensor, spikes: Tensor, *scratch: Tensor) -> Tensor | None:
-        fired = self.neuron.step_(potential, current, spikes, *scratch)
-        self.see(potential, spikes)
-        return fired
+        result = self.neuron.step_(potential, current, spikes, *scratch)
+        counts, (position, layer) = self.counts, next(self.layers)
+        received = next(self.outside) if position == 0 else torch.zeros_like(spikes, dtype=torch.bool)
+        if self.ring[position] is not None and self.fired[position - 1] is not None:
+            name, arrivals = self.ring[position]
+            arriving = arrivals(self.fired[position - 1])
+            counts.operations[name] += _total(arriving)
+            received = received | (arriving > 0)
+        counts.received[layer] += _total(received)
+        self.fired[position] = spikes != 0
+        counts.spikes[layer] += self.fired[position]
+        if self.watch is not None:
+            self.watch(counts.phase, layer, potential, spikes)
+        return result
 
 
 class Recorder:
@@ -150,7 +147,7 @@ class Recorder:
             spikes, which it must neither change nor keep.
 
     Attributes:
-        forward, backward: of the last simulation of each phase, or None.
+        forward, backward: :class:`Counts` of the last simulation of each phase, or None.
 
     Example:
         >>> network.engine = recorder = Recorder()
@@ -169,97 +166,71 @@ class Recorder:
     @torch.no_grad()
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
         """See :class:`modules.engines.Engine`."""
-        frame = x[0] if circuit.event_input else x
-        maps, kept = [couplings(c, x) for c in circuit.connections], [_kept(c, frame) for c in circuit.connections]
-        counts = self.forward = _nothing("forward", circuit, len(frame), circuit.time_step, x.device)
-        ways = [_Way(name=c.name, spread=m.arriving, senders=None, receivers=k)
-                for c, m, k in zip(circuit.connections, maps, kept)]
+        counts = self.forward = _nothing("forward", circuit, x.shape[int(circuit.event_input)], circuit.time_step, x)
+        ways = [(c.name, _arrivals(couplings(c, x)[0], receivers=_kept(c, counts.samples, x)))
+                for c in circuit.connections]
         ring = [ways[-1] if circuit.has_feedback else None, *ways[1:len(circuit.feedforward)]]
-        outside = _inputs(circuit, x, ways[0], counts)
-        see = self._observer(counts, ring, outside, list(range(len(ring))))
-        result = DENSE.simulate_forward(replace(circuit, neuron=_Watched(circuit.neuron, see)), x)
+        neuron = _Counting(circuit.neuron, counts, ring, _inputs(circuit, x, ways[0], counts), range(len(ring)),
+                           self.watch)
+        result = DENSE.simulate_forward(replace(circuit, neuron=neuron), x)
         fired = circuit.sources((x != 0).any(0) if circuit.event_input else x != 0, result.counts)
-        for way, source in zip(ways, fired):
-            counts.couplings[way.name] = _total(way.arrivals(torch.ones_like(source)))
-            counts.active[way.name] = _total(way.arrivals(source != 0))
+        for (name, arrivals), source in zip(ways, fired):
+            counts.couplings[name] = _total(arrivals(torch.ones_like(source)))
+            counts.active[name] = _total(arrivals(source != 0))
         return result
 
     @torch.no_grad()
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
         """See :class:`modules.engines.Engine`."""
-        maps = [couplings(c, gradient) for c in circuit.connections]
-        counts = self.backward = _nothing("backward", circuit, len(gradient), circuit.time_step_back, gradient.device)
-        masks = [mask != 0 for mask in masks]
-        gates = [mask & _kept(c, gradient) for c, mask in zip(circuit.connections, circuit.targets(masks))]
-        last = masks[-1:] if circuit.has_feedback else []
-        ways = [_Way(name=c.name, spread=m.reached, senders=gate, receivers=mask)
-                for c, m, gate, mask in zip(circuit.connections[1:], maps[1:], gates[1:], [*masks[:-1], *last])]
+        counts = self.backward = _nothing("backward", circuit, len(gradient), circuit.time_step_back, gradient)
+        masks, ways = [mask != 0 for mask in masks], []
+        for c, sends, receives in zip(circuit.connections, circuit.targets(masks), circuit.sources(None, masks)):
+            arriving, reached = couplings(c, gradient)
+            gate = sends & _kept(c, counts.samples, gradient)
+            if any(parameter.requires_grad for parameter in c.synapse.parameters()):
+                sources = torch.ones(counts.samples, *c.input_shape, device=gradient.device)
+                counts.products[c.name] = _total(arriving(sources) * gate)
+            if c is not circuit.input:
+                ways.append((c.name, _arrivals(reached, senders=gate, receivers=receives)))
+                counts.couplings[c.name] = _total(ways[-1][1](torch.ones_like(gate)))
         ring = [ways.pop() if circuit.has_feedback else None, *ways[::-1]]
-        outside = itertools.repeat((gradient != 0) & masks[-1])
-        see = self._observer(counts, ring, outside, list(range(len(ring)))[::-1])
-        result = DENSE.simulate_backward(replace(circuit, couple=_Watched(circuit.couple, see)), gradient, masks)
-        for way in ring:
-            if way is not None:
-                counts.couplings[way.name] = _total(way.arrivals(torch.ones_like(way.senders)))
-        for connection, own, gate in zip(circuit.connections, maps, gates):
-            if any(parameter.requires_grad for parameter in connection.synapse.parameters()):
-                sources = torch.ones(len(gradient), *connection.input_shape, device=gradient.device)
-                counts.products[connection.name] = _total(own.arriving(sources) * gate)
-        return result
-
-    def _observer(self, counts: Counts, ring: list[_Way | None], outside: Iterator[Tensor],
-                  order: list[int]) -> Callable[[Tensor, Tensor], None]:
-        """Count what comes in at every step of every layer of a ring; the first layer's spikes come a step later.
-
-        Args:
-            ring: how spikes come to each layer from the one before it in the ring; outside: which units of the first
-                one receive something from outside, per step; order: the numbers of the layers.
-        """
-        positions, fired = itertools.cycle(range(len(ring))), [None] * len(ring)
-
-        def see(potential: Tensor, spikes: Tensor) -> None:
-            position = next(positions)
-            way, source, layer = ring[position], fired[position - 1], order[position]
-            received = next(outside) if position == 0 else None
-            if way is not None and source is not None:
-                arrivals = way.arrivals(source)
-                counts.operations[way.name] += _total(arrivals)
-                received = arrivals > 0 if received is None else received | (arrivals > 0)
-            counts.received[layer] += _total(received)
-            fired[position] = spikes != 0
-            counts.spikes[layer] += fired[position]
-            if self.watch is not None:
-                self.watch(counts.phase, layer, potential, spikes)
-
-        return see
+        couple = _Counting(circuit.couple, counts, ring, itertools.repeat((gradient != 0) & masks[-1]),
+                           range(len(ring))[::-1], self.watch)
+        return DENSE.simulate_backward(replace(circuit, couple=couple), gradient, masks)
 
 
-def _inputs(circuit: Circuit, x: Tensor, way: _Way, counts: Counts) -> Iterator[Tensor]:
+def _arrivals(spread: Arrivals, receivers: Tensor, senders: Tensor | None = None) -> Arrivals:
+    """Of couplings, those from some units, by default all, to some."""
+    return lambda fired: spread(fired if senders is None else fired & senders) * receivers
+
+
+def _inputs(circuit: Circuit, x: Tensor, way: Way, counts: Counts) -> Iterator[Tensor]:
     """Which units of layer 0 the input reaches, per step; its operations and products are counted on the way."""
+    name, arrivals = way
     if not circuit.event_input:
-        arrivals = way.arrivals(torch.ones_like(x))
-        counts.products[way.name] = _total(arrivals)
-        yield from itertools.repeat(arrivals > 0)  # without end
+        reached = arrivals(torch.ones_like(x))
+        counts.products[name] = _total(reached)
+        yield from itertools.repeat(reached > 0)  # without end
     for frame in x:
-        spikes, values = way.arrivals(frame == 1), way.arrivals((frame != 0) & (frame != 1))
-        counts.operations[way.name] += _total(spikes)
-        counts.products[way.name] = counts.products.get(way.name, 0) + _total(values)
+        spikes, values = arrivals(frame == 1), arrivals((frame != 0) & (frame != 1))
+        counts.operations[name] += _total(spikes)
+        counts.products[name] = counts.products.get(name, 0) + _total(values)
         yield spikes + values > 0
 
 
-def _nothing(phase: str, circuit: Circuit, samples: int, steps: int, device: torch.device) -> Counts:
+def _nothing(phase: str, circuit: Circuit, samples: int, steps: int, like: Tensor) -> Counts:
     """Counts before the first step; no backward spike goes through the input synapse."""
     shapes = [c.output_shape for c in circuit.feedforward]
     names = [c.name for c in circuit.connections[phase == "backward":]]
-    return Counts(phase, steps, samples, spikes=[torch.zeros(samples, *shape, device=device) for shape in shapes],
+    return Counts(phase, steps, samples, spikes=[torch.zeros(samples, *shape, device=like.device) for shape in shapes],
                   received=[0.0] * len(shapes), operations=dict.fromkeys(names, 0.0))
 
 
-def _kept(connection: Connection, like: Tensor) -> Tensor:
+def _kept(connection: Connection, samples: int, like: Tensor) -> Tensor:
     """Which units of the target dropout leaves, bool ``(batch, *output_shape)``."""
     if connection.dropout is not None:
         return connection.dropout != 0
-    return torch.ones(len(like), *connection.output_shape, dtype=torch.bool, device=like.device)
+    return torch.ones(samples, *connection.output_shape, dtype=torch.bool, device=like.device)
 
 
 def _total(numbers: Tensor) -> float:

@@ -15,9 +15,12 @@ def run(*command: str) -> str:
 
 
 def test_speed(tmp_path: Path) -> None:
-    """Seconds of both engines and their ratio, printed and written; the scale is the experiment's own, 100 / 128."""
+    """Seconds of the entries and their ratio, printed and written; the scale is the experiment's own, 100 / 128.
+
+    An entry with IDE says how many sweeps it took, one without feedback, and leaves the densities to those with spikes.
+    """
     file = tmp_path / "speed.json"
-    printed = run("benchmarks.speed", "--model", "lenet", "--batch", "2", "--engines", "dense", "event",
+    printed = run("benchmarks.speed", "--model", "lenet", "--batch", "2", "--engines", "dense", "event", "event+ide",
                   "--repeats", "1", "--json", str(file))
     found = json.loads(file.read_text())
     assert found["steps"] == [30, 100] and found["inputs"] == "noise" and found["scale_factor / batch"] == 100 / 128
@@ -26,6 +29,8 @@ def test_speed(tmp_path: Path) -> None:
         assert min(seconds.values()) > 0
         assert found["ratio"]["event"][stage] == seconds["dense"] / seconds["event"]
     assert f"{found['ratio']['event']['both']:.2f}" in printed
+    assert found["sweeps"] == {"event+ide": 1} and "sweeps: {'event+ide': 1}" in printed
+    assert len(found["backward densities"]) == 5 and found["seconds"]["event+ide"]["backward"] > 0
 
 
 def test_precision() -> None:

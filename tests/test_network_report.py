@@ -10,7 +10,7 @@ from torch import nn
 from modules import LIF, FeedbackSNN, SpikeStatistics, engines, synapses
 from tests.networks import sample_input, small
 from tests.processes import REPOSITORY, environment
-from utils import curves, energy, figures, measures, report
+from utils import curves, energy, figures, measures, metrics, report
 
 PICTURES = ("rates", "raster", "potentials", "equilibrium", "gradient", "energy")
 
@@ -205,18 +205,20 @@ def test_curves_of_runs(tmp_path) -> None:
     assert done.stdout.count("| 300 | 0.067 | 90.0% | .20 .030 | 0 .0012 |") == 2
     assert done.stdout.count("| 100 | 0.200 | 30.0% |") == 2
     for against, end in (("iterations", 300), ("seconds", 150)):
-        loss, _, forward, _ = curves.draw({"a": curves.read(tmp_path / "a")}, against).axes
+        loss, _, forward, _ = curves.draw({"a": metrics.read(tmp_path / "a")}, against).axes
         training, test = loss.get_lines()
         assert training.get_xdata()[-1] == test.get_xdata()[-1] == end and len(test.get_xdata()) == 2
         assert [len(line.get_xdata()) for line in forward.get_lines()] == [30, 30]
 
 
-def test_rows_of_a_run_that_is_writing(tmp_path) -> None:
+def test_rows_of_a_run_that_is_writing(tmp_path, monkeypatch, capsys) -> None:
     """What is whole is read; without any row there is a sentence."""
-    with pytest.raises(ValueError, match="no rows of metrics"):
-        curves.read(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["utils.report", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        curves.main()
+    assert "holds no rows of metrics" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_text('{"phase": "train", "iteration": 1}\n{"phase": "tr')
-    assert curves.read(tmp_path) == [{"phase": "train", "iteration": 1}]
+    assert metrics.read(tmp_path) == [{"phase": "train", "iteration": 1}]
 
 
 def test_lines_differ_in_grey() -> None:

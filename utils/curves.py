@@ -12,19 +12,6 @@ Row = Mapping[str, Any]
 TRAINING, TEST = "train", "test"  # phases of rows
 
 
-def read(folder: Path) -> list[Row]:
-    """The rows of a run, up to one that is torn, as that of a run that is writing may be.
-
-    Raises:
-        ValueError: there are none.
-    """
-    rows = metrics.read(folder)
-    if not rows:
-        raise ValueError(f"{folder / metrics.NAME} holds no rows of metrics: name the folder of a run that has written "
-                         "some")
-    return rows
-
-
 def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
     """Loss and accuracy of all runs, and of each one the firing rates of its layers.
 
@@ -37,16 +24,13 @@ def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
         style = figures.style(number, len(runs))
         for own, kind in zip(axes[0], ("loss", "top1")):
             for phase, look in ((TRAINING, {"linestyle": "-", "marker": ""}), (TEST, {"linestyle": "--"})):
-                values = [row.get(kind) if row["phase"] == phase else None for row in rows]
-                own.plot(*figures.points(places, values), **style | look, label=f"{name}, {phase}")
-        for own, direction in zip(axes[1 + number], ("forward", "backward")):
-            rates = [row.get(f"{direction}_rates") if row["phase"] == TRAINING else None for row in rows]
-            layers = len(next((rate for rate in rates if rate), []))
+                own.plot(*figures.points(places, _values(rows, phase, kind)), **style | look, label=f"{name}, {phase}")
+        for own, direction in zip(axes[1 + number], figures.DIRECTIONS):
+            rates = _values(rows, TRAINING, f"{direction}_rates")
+            layers = len(next(filter(None, rates), []))
             lines = figures.by_layer([[rate and rate[layer] for rate in rates] for layer in range(layers)])
-            figures.draw_lines(own, places, lines, title=f"{name}: {direction} rates",
+            figures.draw_lines(own, places, lines, legend=True, title=f"{name}: {direction} rates",
                                ylabel="spikes per unit and step", yscale="log" if layers else "linear")
-            if layers:
-                own.legend(fontsize="small")
     for own, label in zip(axes[0], ("loss", "accuracy (%)")):
         own.set(title=label.partition(" ")[0].capitalize(), ylabel=label)
         own.grid(alpha=0.3)
@@ -81,13 +65,21 @@ def main() -> None:
     if options.rows < 1:
         parser.error("--rows must be at least 1")
     try:
-        runs = {str(folder): read(folder) for folder in options.folders}
-    except (OSError, ValueError) as error:
+        runs = {str(folder): metrics.read(folder) for folder in options.folders}
+    except OSError as error:
         parser.exit(1, f"error: {error}\n")
     for name, rows in runs.items():
+        if not rows:
+            parser.exit(1, f"error: {Path(name, metrics.NAME)} holds no rows of metrics: name the folder of a run that "
+                           "has written some\n")
         print(f"**{name}**, rates in spikes per unit and step\n\n{rates_table(rows, options.rows)}\n")
     figures.save(draw(runs, options.against), options.output)
     print(f"curves: {options.output}")
+
+
+def _values(rows: Sequence[Row], phase: str, kind: str) -> list[Any]:
+    """Of every row, None where it is of the other phase."""
+    return [row.get(kind) if row["phase"] == phase else None for row in rows]
 
 
 def _seconds(rows: Sequence[Row]) -> list[float]:

@@ -1,8 +1,7 @@
 """Energy of a network on hardware that does not exist yet: operations times what each would cost.
 
 *Arithmetic only* is the convention of the literature: an addition for a synaptic operation, a multiply-accumulate
-elsewhere, nothing for the rest. *With memory*, every operation also reads one number and reads and writes another, and
-every neuron update is an addition that reads and writes a potential. Nobody reuses what a register or a cache holds.
+elsewhere, nothing for the rest. *With memory* is explained in ``report.md``, which says what is counted and what not.
 """
 import math
 from collections.abc import Mapping
@@ -80,17 +79,19 @@ class Machine:
             by name and model, above 1 where even the most spikes that there can be cost less, and None where even none
             cost more.
         """
-        inner = [name for name in counts["operations"] if name != "input"]
-        spikes = sum(counts["operations"][name] for name in inner)
-        most = sum(counts["couplings"][name] for name in inner) * counts["steps"]
+        spikes = _total(_inner(counts["operations"]))
+        most = _total(_inner(counts["couplings"])) * counts["steps"]
         first, *others = works
         energy = {name: self.energy(work) for name, work in works.items()}
-        left = self.energy({**works[first], "spikes": works[first]["spikes"] - spikes})
-        even = {name: {model: (energy[name][model] - left[model]) / self.prices["spikes"][model != MODELS[0]] / most
-                       if most else 0.0 for model in MODELS} for name in others}
-        return {"work": dict(works), "energy": energy, "density": spikes / most if most else 0.0, "break_even": {
-            name: {model: density if density > 0 else None for model, density in own.items()}
-            for name, own in even.items()}}
+        without = self.energy({**works[first], "spikes": works[first]["spikes"] - spikes})
+
+        def break_even(other: str, model: str) -> float | None:
+            price = self.prices["spikes"][model != MODELS[0]]
+            density = (energy[other][model] - without[model]) / price / most if most else 0.0
+            return density if density > 0 else None
+
+        return {"work": dict(works), "energy": energy, "density": spikes / most if most else 0.0,
+                "break_even": {other: {model: break_even(other, model) for model in MODELS} for other in others}}
 
 
 def inference(forward: Counted, readout: float) -> dict[str, Work]:
@@ -101,10 +102,10 @@ def inference(forward: Counted, readout: float) -> dict[str, Work]:
     """
     units = _total(forward["updates"]) / forward["steps"]
     works = {"spikes": {"spikes": _total(forward["operations"]), "products": _total(forward["products"]) + readout,
-                        "updates": _total(forward["updates"]), "received": _total(forward["received"])}}
+                        **_updates(forward)}}
     for name, pairs in (("quantised", forward["couplings"]), ("quantised, zeros skipped", forward["active"])):
         works[name] = {"spikes": 0.0, "products": pairs["input"] + readout, "updates": units, "received": units,
-                       "narrow products": _total(pairs) - pairs["input"]}
+                       "narrow products": _total(_inner(pairs))}
     return works
 
 
@@ -121,14 +122,12 @@ def training(forward: Counted, backward: Counted, *, sweeps: float, readout: flo
 
     def sweep(pairs: Mapping[str, float], times: float) -> float:
         """Products of values in place of spikes; those through the feedback are one time fewer."""
-        return times * (_total(pairs) - pairs.get("input", 0)) - pairs.get("feedback", 0)
+        return times * _total(_inner(pairs)) - pairs.get("feedback", 0)
 
     shared = {"spikes": _total(operations), "products": _total(forward["products"]) + 2 * readout,
-              "updates": _total(forward["updates"]), "received": _total(forward["received"]),
-              "gradient products": readout, "optimizer products": OPTIMIZER * parameters}
+              **_updates(forward), "gradient products": readout, "optimizer products": OPTIMIZER * parameters}
     works = {
-        "SPIDE": {"spikes": _total(backward["operations"]), "gradient products": gradients,
-                  "updates": _total(backward["updates"]), "received": _total(backward["received"])},
+        "SPIDE": {"spikes": _total(backward["operations"]), "gradient products": gradients, **_updates(backward)},
         "IDE": {"products": sweep(backward["couplings"], sweeps), "gradient products": gradients,
                 "updates": sweeps * units, "received": sweeps * units},
         "backpropagation through time": {
@@ -137,6 +136,28 @@ def training(forward: Counted, backward: Counted, *, sweeps: float, readout: flo
             "updates": steps * units, "received": steps * units, "stored": steps * units}}
     return {name: {kind: shared.get(kind, 0) + own.get(kind, 0) for kind in shared | own}
             for name, own in works.items()}
+
+
+def compared(tested: Counted, forward: Counted, backward: Counted, *, machine: Machine, sweeps: float, readout: float,
+             trained: float) -> dict[str, Any]:
+    """The energy of inference and training beside that of other networks, and what it is made from.
+
+    Args:
+        tested: counted in evaluation; others: see :func:`training`, ``trained`` for its ``parameters``.
+    """
+    learning = training(forward, backward, sweeps=sweeps, readout=readout, parameters=trained)
+    return {"inference": machine.compare(inference(tested, readout), tested),
+            "training": machine.compare(learning, backward),
+            "memories": machine.memories, "bits": machine.bits, "constants": CONSTANTS, "source": SOURCE}
+
+
+def _inner(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Those of connections between layers."""
+    return {name: number for name, number in numbers.items() if name != "input"}
+
+
+def _updates(counts: Counted) -> Work:
+    return {kind: _total(counts[kind]) for kind in ("updates", "received")}
 
 
 def _total(numbers: Any) -> float:

@@ -2,7 +2,7 @@
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from utils.pages import number
 
 LINES, MARKERS = ("-", "--", "-.", ":"), "osD^v<>P"
 SIGNS = {1: ("#08306b", "spike of +1"), -1: ("#f28e2b", "spike of −1")}  # dark and light
+DIRECTIONS = ("forward", "backward")
 
 
 def new_figure(rows: int, columns: int, *, width: float, height: float, **settings: Any) -> tuple[Any, Any]:
@@ -47,7 +48,8 @@ def points(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], 
     return [place for place, _ in kept], [value for _, value in kept]
 
 
-def draw_lines(axes: Any, x: Sequence[float], lines: Mapping[str, Sequence[float | None]], **labels: Any) -> None:
+def draw_lines(axes: Any, x: Sequence[float], lines: Mapping[str, Sequence[float | None]], *, legend: bool = False,
+               **labels: Any) -> None:
     """Lines by name over ``x``, through what is not None; on a logarithmic axis they have gaps where they are 0."""
     for place, (name, y) in enumerate(lines.items()):
         if labels.get("yscale") == "log":
@@ -55,6 +57,11 @@ def draw_lines(axes: Any, x: Sequence[float], lines: Mapping[str, Sequence[float
         axes.plot(*points(x, y), label=name, markevery=max(1, len(x) // 30), **style(place, len(lines)))
     axes.set(**labels)
     axes.grid(alpha=0.3)
+    if labels.get("xscale") == "log":
+        axes.set_xticks(x, map(str, x))
+        axes.set_xticks([], minor=True)
+    if legend and lines:
+        axes.legend(fontsize="small")
 
 
 def by_layer(values: Sequence[Any]) -> dict[str, Any]:
@@ -62,15 +69,41 @@ def by_layer(values: Sequence[Any]) -> dict[str, Any]:
     return {f"layer {layer}": value for layer, value in enumerate(values)}
 
 
-def rates(histograms: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Histograms of the units' rates, 'forward' and 'backward', a line per layer; see utils.measures.histogram."""
-    figure, axes = new_figure(1, 2, width=11, height=4)
-    for own, (direction, found) in zip(axes[0], histograms.items()):
-        draw_lines(own, found["rates"], by_layer([[100 * share for share in layer] for layer in found["shares"]]),
-                   yscale="log", title=f"{direction.capitalize()} rates", ylabel="share of the layer's units (%)",
-                   xlabel=f"spikes {'of either sign ' * (direction == 'backward')}of a unit per step")
-    _legend(figure, axes[0, 0])
-    return figure
+def of_report(results: Mapping[str, Any], recording: Any, network: Any) -> dict[str, Any]:
+    """The figures of a report by name.
+
+    Args:
+        results: the contents of ``report.json``; recording: :class:`utils.measures.Recording`, of a FeedbackSNN.
+    """
+    found, gradient = results["equilibrium"], results["gradient"]
+    weights = {name: own for name, own in gradient["parameters"].items() if "bias" not in name}
+    equilibrium = lines({"x": found["steps"], "lines": by_layer(found["distances"]), "xscale": "log", "yscale": "log",
+                         "xlabel": "steps of simulation", "ylabel": "mean of |a − clip(I(a)/κ, 0, 1)|",
+                         "title": f"Distance from the equilibrium, dotted: T = {network.time_step}"}, width=8)
+    equilibrium.axes[0].axvline(network.time_step, color="0.5", linestyle=":")
+    return {
+        "rates": lines(*({"x": own["rates"], "yscale": "log", "title": f"{direction.capitalize()} rates",
+                          "lines": by_layer([[100 * share for share in layer] for layer in own["shares"]]),
+                          "xlabel": f"spikes {'of either sign ' * (direction == 'backward')}of a unit per step",
+                          "ylabel": "share of the layer's units (%)"}
+                         for direction, own in results["histograms"].items()), width=11),
+        "equilibrium": equilibrium,
+        "gradient": lines(*({"x": gradient["steps"], "lines": {name: own[kind] for name, own in weights.items()},
+                             "xscale": "log", "yscale": scale, "ylabel": label,
+                             "xlabel": "steps of the backward simulation, T_B",
+                             "title": f"Gradient by spikes and exact gradient: {label}"}
+                            for kind, label, scale in (("cosine", "cosine", "linear"),
+                                                       ("error", "relative error", "log"))), width=12),
+        "raster": raster(recording.trains), "potentials": potentials(recording, network),
+        "energy": energy({title: results["energy"][title]["energy"] for title in ("inference", "training")})}
+
+
+def lines(*panels: Mapping[str, Any], width: float) -> Any:
+    """A figure of panels side by side, each with the arguments of :func:`draw_lines`, and one legend for all."""
+    figure, axes = new_figure(1, len(panels), width=width, height=4.2)
+    for own, panel in zip(axes[0], panels):
+        draw_lines(own, **panel)
+    return _with_legend(figure)
 
 
 def raster(trains: Mapping[str, Sequence[Any]]) -> Any:
@@ -79,73 +112,43 @@ def raster(trains: Mapping[str, Sequence[Any]]) -> Any:
     Args:
         trains: for 'forward' and 'backward', per layer, ``(steps, units)`` of -1, 0 and 1.
     """
-    figure, panels = _panels(trains, "spikes")
-    for own, direction, layer in panels:
+    def draw(axes: Any, direction: str, layer: int) -> None:
         train = trains[direction][layer]
         for sign, (colour, name) in SIGNS.items():
             step, unit = (train == sign).nonzero(as_tuple=True)
-            own.scatter(step + 1, unit, s=14, marker="|", color=colour, label=name, linewidths=1.5)
-        own.set(ylim=(-1, train.shape[1]), yticks=[], xlim=(0, len(train) + 1),
-                ylabel=f"layer {layer}\n{train.shape[1]} units" if direction == "forward" else "")
-    _legend(figure, own, markerscale=2)
-    return figure
+            axes.scatter(step + 1, unit, s=14, marker="|", color=colour, label=name, linewidths=1.5)
+        axes.set(ylim=(-1, train.shape[1]), yticks=[], xlim=(0, len(train) + 1))
+        if direction == "forward":
+            axes.set_ylabel(f"layer {layer}\n{train.shape[1]} units")
+
+    return _with_legend(_every_layer(len(trains["forward"]), "spikes", draw), markerscale=2)
 
 
-def potentials(trains: Mapping[str, Sequence[Any]], traces: Mapping[str, Sequence[Any]],
-               thresholds: Mapping[str, Sequence[float]]) -> Any:
-    """Membrane potentials, before the reset, of the unit of every layer that sent most backward spikes.
+def potentials(recording: Any, network: Any) -> Any:
+    """Membrane potentials, before the reset, of the unit of every layer that sent most backward spikes."""
+    trains, most = recording.trains, network.couple.v_threshold
+    thresholds = {"forward": [network.neuron.v_threshold], "backward": [most, -most]}
 
-    Args:
-        trains, traces: for 'forward' and 'backward', per layer, spikes and potentials ``(steps, units)``.
-        thresholds: of each direction.
-    """
-    figure, panels = _panels(trains, "potential of a unit, before the reset")
-    for own, direction, layer in panels:
+    def draw(axes: Any, direction: str, layer: int) -> None:
         unit = int(trains["backward"][layer].abs().sum(0).argmax())
-        potential, spikes = traces[direction][layer][:, unit], trains[direction][layer][:, unit]
-        own.plot(range(1, len(potential) + 1), potential, color="0.35", linewidth=0.9, label="potential")
-        own.hlines(thresholds[direction], 1, len(potential), color="black", linestyle="--", linewidth=0.8,
-                   label="threshold")
+        potential, spikes = recording.potentials[direction][layer][:, unit], trains[direction][layer][:, unit]
+        axes.plot(range(1, len(potential) + 1), potential, color="0.35", linewidth=0.9, label="potential")
+        axes.hlines(thresholds[direction], 1, len(potential), color="black", linestyle="--", linewidth=0.8,
+                    label="threshold")
         for sign, (colour, name) in SIGNS.items():
             step = (spikes == sign).nonzero()[:, 0]
-            own.scatter(step + 1, potential[step], s=14, zorder=3, color=colour, label=name)
-        own.grid(alpha=0.3)
-        own.set_ylabel(f"layer {layer}" if direction == "forward" else "")
-    _legend(figure, own)
-    return figure
+            axes.scatter(step + 1, potential[step], s=14, zorder=3, color=colour, label=name)
+        axes.grid(alpha=0.3)
 
-
-def equilibrium(found: Mapping[str, Any], time_step: int) -> Any:
-    """Distance from the equilibrium over steps; see :func:`utils.measures.equilibrium`."""
-    figure, ((axes,),) = new_figure(1, 1, width=8, height=4.2)
-    draw_lines(axes, found["steps"], by_layer(found["distances"]), xscale="log", yscale="log",
-               xlabel="steps of simulation", ylabel="mean of |a − clip(I(a)/κ, 0, 1)|",
-               title="Distance from the equilibrium")
-    axes.axvline(time_step, color="0.5", linestyle=":", label=f"T = {time_step}")
-    _plain_ticks(axes.xaxis, found["steps"])
-    _legend(figure, axes)
-    return figure
-
-
-def gradient(found: Mapping[str, Any]) -> Any:
-    """Cosine and relative error over T_B, a line for each weight; see :func:`utils.measures.gradient`."""
-    weights = {name: own for name, own in found["parameters"].items() if "bias" not in name}
-    figure, axes = new_figure(1, 2, width=12, height=4.2)
-    for own, kind, label, scale in zip(axes[0], ("cosine", "error"), ("cosine", "relative error"), ("linear", "log")):
-        draw_lines(own, found["steps"], {name: values[kind] for name, values in weights.items()}, xscale="log",
-                   yscale=scale, xlabel="steps of the backward simulation, T_B", ylabel=label,
-                   title=f"Gradient by spikes and exact gradient: {label}")
-        _plain_ticks(own.xaxis, found["steps"])
-    _legend(figure, axes[0, 1])
-    return figure
+    return _with_legend(_every_layer(len(trains["forward"]), "potential of a unit, before the reset", draw))
 
 
 def energy(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
     """Energy of a sample, a panel for each entry: by network and model, pJ."""
     figure, axes = new_figure(1, len(tables), width=12, height=4.2)
     for own, (title, networks) in zip(axes[0], tables.items()):
-        models = list(next(iter(networks.values())))
-        for offset, (model, shade) in zip((-0.27, 0, 0.27), zip(models, ("0.2", "0.55", "0.85"))):
+        models = next(iter(networks.values()))
+        for offset, model, shade in zip((-0.27, 0, 0.27), models, ("0.2", "0.55", "0.85")):
             bars = own.barh([place + offset for place in range(len(networks))], height=0.25, color=shade,
                             width=[values[model] / 1e6 for values in networks.values()], edgecolor="black",
                             linewidth=0.6, label=model)
@@ -155,27 +158,22 @@ def energy(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
                                               for name in networks])
         own.margins(x=0.2)
         own.invert_yaxis()
-    _legend(figure, axes[0, 0], place="outside lower center", ncols=3)
+    return _with_legend(figure, place="outside lower center", ncols=3)
+
+
+def _every_layer(layers: int, what: str, draw: Callable[[Any, str, int], None]) -> Any:
+    """A figure with a row for each layer, the last one on top, and a column for each direction."""
+    figure, axes = new_figure(layers, 2, width=12, height=1 + 1.2 * layers, sharex="col", width_ratios=(1, 2.2))
+    for panels, direction in zip(axes.T, DIRECTIONS):
+        panels[0].set_title(f"{direction.capitalize()}: {what}", fontsize="medium")
+        panels[-1].set_xlabel("step")
+        for layer, own in enumerate(reversed(panels)):
+            own.set_ylabel(f"layer {layer}" if direction == "forward" else "")
+            draw(own, direction, layer)
     return figure
 
 
-def _panels(trains: Mapping[str, Sequence[Any]], what: str) -> tuple[Any, Iterator[tuple[Any, str, int]]]:
-    """A figure with a row for each layer, the last one on top, and a column for each direction; and its panels."""
-    count = len(trains["forward"])
-    figure, axes = new_figure(count, 2, width=12, height=1 + 1.2 * count, sharex="col", width_ratios=(1, 2.2))
-    for column, direction in enumerate(trains):
-        axes[0, column].set_title(f"{direction.capitalize()}: {what}", fontsize="medium")
-        axes[-1, column].set_xlabel("step")
-    return figure, ((axes[count - 1 - layer, column], direction, layer)
-                    for column, direction in enumerate(trains) for layer in range(count))
-
-
-def _legend(figure: Any, axes: Any, place: str = "outside right upper", **settings: Any) -> None:
-    """One legend for all panels, beside them, where it covers nothing."""
-    figure.legend(*axes.get_legend_handles_labels(), loc=place, fontsize="small", **settings)
-
-
-def _plain_ticks(axis: Any, values: Sequence[int]) -> None:
-    """Ticks of a logarithmic axis at these values, written as they are."""
-    axis.set_ticks(list(values), [str(value) for value in values])
-    axis.set_ticks([], minor=True)
+def _with_legend(figure: Any, place: str = "outside right upper", **settings: Any) -> Any:
+    """With one legend for all panels, which show the same kinds of things, beside them, where it covers nothing."""
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc=place, fontsize="small", **settings)
+    return figure

@@ -46,21 +46,17 @@ def _draw(rows: Sequence[Sequence[float]], measured: Sequence[dict[str, Any]]) -
     Args:
         rows: of ``log.txt``; measured: of ``metrics.jsonl``.
     """
-    panels = (("Loss", ("Train Loss", "Valid Loss")), ("Accuracy (%)", ("Train Acc.", "Valid Acc.")),
-              ("Firing rate (spikes per step)", COLUMNS[5:]))
+    panels = {"Loss": ("Train Loss", "Valid Loss"), "Accuracy (%)": ("Train Acc.", "Valid Acc."),
+              "Firing rate (spikes per step)": COLUMNS[5:]}
     figure, axes = figures.new_figure(1, len(panels) + 1, width=16, height=3.5)
-    epochs = range(1, len(rows) + 1)
-    for own, (title, names) in zip(axes[0], panels):
-        figures.draw_lines(own, epochs, {name: [row[COLUMNS.index(name)] for row in rows] for name in names},
-                           title=title, xlabel="Epoch")
-        own.legend(fontsize="small")
+    for own, (title, names) in zip(axes[0], panels.items()):
+        lines = {name: [row[COLUMNS.index(name)] for row in rows] for name in names}
+        figures.draw_lines(own, range(1, len(rows) + 1), lines, legend=True, title=title, xlabel="Epoch")
         own.xaxis.get_major_locator().set_params(integer=True)
     spiking = [row for row in measured if "backward_rates" in row]
     layers = figures.by_layer(list(zip(*(row["backward_rates"] for row in spiking))))
-    figures.draw_lines(axes[0, -1], [row["iteration"] for row in spiking], layers, xlabel="Iteration",
+    figures.draw_lines(axes[0, -1], [row["iteration"] for row in spiking], layers, legend=True, xlabel="Iteration",
                        title="Backward firing rate (spikes per step)" if layers else "No backward spikes were recorded")
-    if layers:
-        axes[0, -1].legend(fontsize="small")
     return figure
 
 

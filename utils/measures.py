@@ -1,7 +1,7 @@
 """What a report measures of a FeedbackSNN: rates, spikes, distance from the equilibrium, gradient."""
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,6 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
     """
     keys, seen, readout, others = torch.arange(len(inputs), device=inputs.device), [], [], []
 
-    def with_keys(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return args, {**kwargs, "keys": keys}
-
     def cut(module: nn.Module, args: tuple, rates: Tensor) -> Tensor:
         seen.append((args[0].detach(), rates.detach().requires_grad_()))
         return seen[-1][1]
@@ -74,7 +71,9 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
             others.append(type(module).__name__)
 
     inner = set(network.modules())
-    hooks = [network.register_forward_pre_hook(with_keys, with_kwargs=True), network.register_forward_hook(cut)]
+    hooks = [network.register_forward_pre_hook(lambda module, args, named: (args, {**named, "keys": keys}),
+                                               with_kwargs=True),
+             network.register_forward_hook(cut)]
     hooks += [module.register_forward_hook(look) for module in model.modules()
               if module not in inner and list(module.parameters(recurse=False))]
     try:
@@ -90,14 +89,11 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
                 torch.autograd.grad(value, rates)[0], sum(readout), others)
 
 
-@dataclass(frozen=True)
-class Recording:
+class Recording(NamedTuple):
     """Every step of a few samples in training, by the dense engine.
 
-    Attributes:
-        forward, backward: what was counted.
-        trains, potentials: by phase, per layer, spikes and potentials before the reset of some units of the sample
-            with the largest gradient, ``(steps, units)``.
+    ``forward`` and ``backward`` are what was counted; ``trains`` and ``potentials``, by phase and per layer, spikes and
+    potentials before the reset of some units of the sample with the largest gradient, ``(steps, units)``.
     """
 
     forward: Counts
@@ -197,16 +193,15 @@ def gradient(own: Call, network: FeedbackSNN) -> dict[str, Any]:
     """
     named = {name.replace("parametrizations.", "").replace(".original", ""): parameter
              for name, parameter in network.named_parameters() if parameter.requires_grad}
-    statistics, parameters = SpikeStatistics(), {name: {"cosine": [], "error": []} for name in named}
     if not named:
         return {"steps": [], "parameters": {}, "sweeps": 1, "residual": 0.0, "converged": True}
+    statistics, parameters = SpikeStatistics(), {name: {"cosine": [], "error": []} for name in named}
 
-    def solve(method: type, **changes: Any) -> list[Tensor]:
+    def solve(method: type, **changes: Any) -> tuple[Tensor, ...]:
         circuit = replace(own.circuit, **changes)
         found = method.apply(circuit, own.engine, statistics, own.x, *circuit.tensors)
-        gradients = torch.autograd.grad(found, list(named.values()), own.gradient, retain_graph=True,
-                                        allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), gradients)]
+        return torch.autograd.grad(found, list(named.values()), own.gradient, retain_graph=True, allow_unused=True,
+                                   materialize_grads=True)
 
     exact = solve(IDE)
     for steps in STEPS_BACK:

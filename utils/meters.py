@@ -64,21 +64,16 @@ class Meters:
             ``forward_rates`` and ``backward_rates`` per layer, ``saturated``, of IDE ``sweeps`` and ``residual``; None
             where there is no such thing, as backward in evaluation.
         """
-        sums = {name: total.tolist() for name, total in self.sums.items()}
-        samples = sums["samples"]
-
-        def mean(name: str) -> Any:
-            total = sums.get(name)
-            return [x / samples for x in total] if isinstance(total, list) else total and total / samples
+        means = {name: (total / self.sums["samples"]).tolist() for name, total in self.sums.items()}
 
         def over_neurons(rates: list[float] | None) -> float | None:
             return rates and sum(r * n for r, n in zip(rates, self.neurons)) / sum(self.neurons)
 
-        forward, backward = mean("forward"), mean("backward")
-        return {"loss": mean("loss"), "top1": 100 * mean("top1"), "top5": 100 * mean("top5"),
+        forward, backward = means.get("forward"), means.get("backward")
+        return {"loss": means["loss"], "top1": 100 * means["top1"], "top5": 100 * means["top5"],
                 "forward_rate": over_neurons(forward), "backward_rate": over_neurons(backward),
-                "forward_rates": forward, "backward_rates": backward, "saturated": mean("saturated"),
-                "sweeps": mean("sweeps"), "residual": mean("residual")}
+                "forward_rates": forward, "backward_rates": backward,
+                **{name: means.get(name) for name in ("saturated", "sweeps", "residual")}}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in plain types, to go on from later."""

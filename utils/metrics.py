@@ -89,15 +89,11 @@ class Clock:
         return event
 
 
-class Recorder:
-    """The rows of a run that are still to be written.
+class PendingRows:
+    """The rows of a run that are still to be written to its folder."""
 
-    Args:
-        folder: of the run; device: that it trains on.
-    """
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._waiting: list[tuple[dict[str, Any], Meters, Callable[[], float] | None]] = []
 
     def note(self, row: dict[str, Any], meters: Meters, seconds: Callable[[], float] | None = None) -> None:

@@ -20,7 +20,7 @@ from utils import curves, energy, figures, measures, pages
 from utils.files import write_atomically
 from utils.progress import Progress, say
 
-PHASES = ("evaluation", "training, forward", "training, backward")
+STAGES = ("rates", "spikes", "equilibrium", "gradient", "page")
 RECORDED = 4  # samples of which every step is recorded, by the dense engine, which takes up to seconds for each
 
 
@@ -51,16 +51,20 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
     network, folder, batch = networks[0], Path(folder), batch or len(inputs)
     device = next((p.device for p in model.parameters()), inputs.device)
     inputs, targets = inputs[:samples].to(device), targets[:samples].to(device)
-    engine, tested = engines.select(network.engine, device), Recorder()
+    engine, tested, stages = engines.select(network.engine, device), Recorder(), _announced()
     with _as_it_was(model, device):
-        stages = _announced("rates", "spikes", "equilibrium", "gradient", "page")
         next(stages)
-        drive = scale_factor * len(inputs) / batch
-        inference, training = (measures.call(_in_mode(model, network, mode), network, inputs, targets, drive, loss,
-                                             engine) for mode in (False, True))
+        calls = []
+        for mode in (False, True):
+            model.eval()
+            network.train(mode)  # so that dropout of its synapses alone is on
+            calls.append(measures.call(model, network, inputs, targets, scale_factor * len(inputs) / batch, loss,
+                                       engine))
+        inference, training = calls
         next(stages)
         tested.simulate_forward(*inference.first(RECORDED))
         recording = measures.record(training, RECORDED)
+        forward, backward = recording.forward, recording.backward
         next(stages)
         equilibrium = measures.equilibrium(inference)
         next(stages)
@@ -71,17 +75,20 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
                         "time_step_back": network.time_step_back, "event_input": network.event_input,
                         "dropout": any(c.dropout is not None for c in training.circuit.connections),
                         "feedback": network.feedback is not None, "others": sorted(set(training.others))},
-            "how": {"samples": len(inputs), "recorded": recording.forward.samples, "scale_factor": scale_factor,
-                    "batch": batch, "engine": engine.name, "device": str(device)},
-            "rates": measures.rates(inference, training, recording.backward),
+            "how": {"samples": len(inputs), "recorded": forward.samples, "scale_factor": scale_factor, "batch": batch,
+                    "engine": engine.name, "device": str(device)},
+            "rates": measures.rates(inference, training, backward),
             "histograms": {"forward": measures.histogram(inference.forward.counts, network.time_step),
-                           "backward": measures.histogram(recording.backward.spikes, network.time_step_back)},
+                           "backward": measures.histogram(backward.spikes, network.time_step_back)},
             "equilibrium": equilibrium, "gradient": gradient,
-            "operations": {phase: counts.per_sample() for phase, counts in
-                           zip(PHASES, (tested.forward, recording.forward, recording.backward))}}
-        results["energy"] = _energy(model, network, training.readout, results)
+            "operations": {"evaluation": tested.forward.per_sample(), "training, forward": forward.per_sample(),
+                           "training, backward": backward.per_sample()}}
+        results["energy"] = energy.compared(*results["operations"].values(), machine=energy.Machine(
+            weights=_size(network), units=sum(layer["units"] for layer in results["rates"]),
+            time_step=network.time_step), sweeps=gradient["sweeps"], readout=training.readout,
+            trained=_size(model, trained=True) / batch)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in _pictures(network, recording, results).items():
+        for name, figure in figures.of_report(results, recording, network).items():
             figures.save(figure, folder / f"{name}.png")
         write_atomically(folder / "report.json", (json.dumps(results, indent=1) + "\n").encode())
         write_atomically(folder / "report.md", pages.page(results).encode())
@@ -90,37 +97,9 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
     return results
 
 
-def _energy(model: nn.Module, network: FeedbackSNN, readout: int, results: dict[str, Any]) -> dict[str, Any]:
-    """The energy of inference and training, and what it is made from."""
-    tested, forward, backward = (results["operations"][phase] for phase in PHASES)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    machine = energy.Machine(weights=sum(p.numel() for p in network.parameters()), time_step=network.time_step,
-                             units=sum(layer["units"] for layer in results["rates"]))
-    training = energy.training(forward, backward, sweeps=results["gradient"]["sweeps"], readout=readout,
-                               parameters=trained / results["how"]["batch"])
-    return {"inference": machine.compare(energy.inference(tested, readout), tested),
-            "training": machine.compare(training, backward),
-            "memories": machine.memories, "bits": machine.bits, "constants": energy.CONSTANTS, "source": energy.SOURCE}
-
-
-def _pictures(network: FeedbackSNN, recording: measures.Recording, results: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a report by name."""
-    forward, backward = network.neuron.v_threshold, network.couple.v_threshold
-    return {
-        "rates": figures.rates(results["histograms"]),
-        "raster": figures.raster(recording.trains),
-        "potentials": figures.potentials(recording.trains, recording.potentials,
-                                         {"forward": [forward], "backward": [backward, -backward]}),
-        "equilibrium": figures.equilibrium(results["equilibrium"], network.time_step),
-        "gradient": figures.gradient(results["gradient"]),
-        "energy": figures.energy({title: results["energy"][title]["energy"] for title in ("inference", "training")})}
-
-
-def _in_mode(model: nn.Module, network: FeedbackSNN, training: bool) -> nn.Module:
-    """The model in evaluation, but for the dropout of its synapses in training."""
-    model.eval()
-    network.train(training)
-    return model
+def _size(module: nn.Module, trained: bool = False) -> int:
+    """Number of parameters, all or those that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
 @contextlib.contextmanager
@@ -135,14 +114,11 @@ def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
             module.training = training
 
 
-def _announced(*stages: str) -> Iterator[str]:
-    """The stages of a report one by one, on a bar, or as lines where no terminal shows one."""
-    progress = Progress(stages, label="report", total=len(stages))
+def _announced() -> Iterator[str]:
+    """The stages one by one, on a bar, or as lines where no terminal shows one."""
+    progress = Progress(STAGES, label="report", total=len(STAGES), unit="stage")
     for stage in progress:
-        if progress.terminal:
-            progress.report(stage)
-        else:
-            say(f"report: {stage}")
+        progress.report(stage)
         yield stage
 
 

@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.finite import Watch, first_bad
 from utils.logs import read_log, write_log
 from utils.meters import Meters
-from utils.metrics import Recorder
+from utils.metrics import PendingRows
 from utils.network import load_network, network_state
 from utils.progress import say
 from utils.signals import Signals
@@ -82,7 +82,7 @@ class Run:
     saved: bool = True  # whether the last attempt to write a checkpoint succeeded
 
     def __post_init__(self) -> None:
-        self.watch, self.recorder = Watch(self.model), Recorder(self.folder, self.device)
+        self.watch, self.recorder = Watch(self.model), PendingRows(self.folder)
 
     @property
     def batch_size(self) -> int:
