@@ -1,7 +1,10 @@
 """The event engine against the dense one: every spike where sums are exact, and bounded differences where not."""
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from modules.engines.event import engine as event
 from tests.networks import NAMES, sample_input, small
 
 EVENT = event.EventEngine()
+ROOT = Path(__file__).parent.parent
 GRID = 2.0**-6  # numbers on it have exact sums, whatever the order
 
 
@@ -279,14 +283,63 @@ def test_falls_back_to_dense_and_says_so_once() -> None:
         network.bfloat16()(x.bfloat16())
 
 
-def test_without_numba() -> None:
-    """Numba is not needed: without it the dense engine runs, and says why."""
-    program = ("import sys; sys.modules['numba'] = None\n"
-               "import torch; from modules import FeedbackSNN, synapses\n"
-               "net = FeedbackSNN(input=synapses.Linear(4, 3), engine='event')\n"
-               "print(net(torch.ones(2, 4)).shape)")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert "torch.Size([2, 3])" in done.stdout and done.stderr.count("numba is not installed") == 1, done.stderr
+SMALL = ("import torch; from modules import FeedbackSNN, synapses\n"
+         "net = FeedbackSNN(input=synapses.Linear(1, 1, bias=False), engine='event', time_step=7)\n"
+         "torch.nn.init.ones_(net.input.weight)\n"
+         "print(f'rate {net(torch.ones(1, 1)).item():.3f}')\n")
+
+
+def run(program: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a program in a folder, with this process's environment but for some variables."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, cwd=folder,
+                          env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment})
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the library's sources."""
+    shutil.copytree(ROOT / "modules", tmp_path / "copy" / "modules", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("case", ["missing", "broken", "switched off"])
+def test_without_numba(case: str, tmp_path: Path) -> None:
+    """Numba is not needed: without it, with a broken one, and where it must not compile, the dense engine runs, and
+    says why."""
+    (tmp_path / "numba.py").write_text("raise SystemError('built for another NumPy')\n")
+    environment, reason, before = {
+        "missing": ({}, "numba is not installed", "import sys; sys.modules['numba'] = None\n"),
+        "broken": ({"PYTHONPATH": f"{tmp_path}"}, "cannot be imported (SystemError: built for another NumPy)", ""),
+        "switched off": ({"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set", ""),
+    }[case]
+    done = run(before + SMALL + "net(torch.ones(1, 1))", ROOT, **environment)
+    assert "rate 0.571" in done.stdout and done.stderr.count(reason) == 1, done.stderr
+
+
+def test_numba_waits_for_the_first_simulation() -> None:
+    """Whoever asks a script for help needs no Numba, nor does a network before it is called."""
+    program = SMALL.replace("print", "import sys; assert 'numba' not in sys.modules\nprint")
+    assert "rate 0.571" in run("import modules.engines.event.engine\n" + program, ROOT).stdout
+
+
+def test_a_change_of_the_sources_is_a_change_of_the_loops(copy: Path) -> None:
+    """Numba keeps compiled functions by the file that they are in: what they use from another must count, too."""
+    lanes = copy / "modules" / "engines" / "event" / "lanes.py"
+    before = lanes.read_text()
+    at_threshold = before.replace('at_least = _comparison(">=")', 'at_least = _comparison(">")')
+    assert at_threshold != before
+    for text, rate in ((before, 0.571), (at_threshold, 0.429), (before, 0.571)):
+        lanes.write_text(text)
+        done = run(SMALL, copy, NUMBA_CACHE_DIR="")
+        assert f"rate {rate}" in done.stdout, (rate, done.stdout, done.stderr)
+    assert len(list((lanes.parent / "__pycache__").glob("loops-*"))) == 2
+
+
+def test_nowhere_to_keep_compiled_loops(copy: Path) -> None:
+    """Where neither the sources' folder nor the user's can be written to, the engine runs, and says what that costs."""
+    (copy / "modules" / "engines" / "event" / "__pycache__").touch()
+    done = run(SMALL, copy, XDG_CACHE_HOME="/dev/null", NUMBA_CACHE_DIR="")
+    assert "rate 0.571" in done.stdout and done.stderr.count("NUMBA_CACHE_DIR") == 1, done.stderr
 
 
 def test_circuit_is_left_unchanged() -> None:

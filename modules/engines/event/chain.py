@@ -281,18 +281,18 @@ def simulate(plan, state, desk, places, turns, steps, limits, weights, current, 
         L, begin = plan.layers[layer], steps[0] + turn * length
         own = begin, min(begin + length, steps[1])
         size = L[HEIGHT] * L[WIDTH] * L[PADDED]
+        listens = layer > 0 and not (place == places[0] and product.size)
+        outside, frame, stride = current, -1, 0
         if layer == 0:
-            stride, frame = 0, sample * size
+            frame = sample * size
             if frames > 1:
                 stride = plan.batch * size
                 frame += (begin - steps[0]) * stride
-            take_steps(plan, state, desk, layer, sample, own, weights, False, current, frame, stride)
-        elif place == places[0] and product.size:
-            take_steps(plan, state, desk, layer, sample, own, weights, False, product, 0, size)
-        else:
-            if not L[POOL]:
-                if desk.sent[layer - 1] > limits[layer] * (own[1] - own[0]):
-                    return place
-                list_spikes(plan, desk, layer - 1)
-            take_steps(plan, state, desk, layer, sample, own, weights, True, current, -1, 0)
+        elif not listens:
+            outside, frame, stride = product, 0, size
+        elif not L[POOL]:
+            if desk.sent[layer - 1] > limits[layer] * (own[1] - own[0]):
+                return place
+            list_spikes(plan, desk, layer - 1)
+        take_steps(plan, state, desk, layer, sample, own, weights, listens, outside, frame, stride)
     return places[1]
