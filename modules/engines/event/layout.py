@@ -237,12 +237,8 @@ def to_layer(pixels: Tensor, shape: Shape) -> Tensor:
 def _bits(gate: Tensor, L: np.ndarray, line: int) -> np.ndarray:
     """A gate ``(batch, *shape)`` as bytes of whole words ``(batch, n)``, a bit for each unit, ``line`` or a multiple of
     it for each pixel."""
-    if gate.numpy().all():  # as it mostly is forward; units that only pad never fire, whatever their gate
-        bits = np.full((len(gate), int(L[HEIGHT] * L[WIDTH] * _up(L[PADDED], line)) // 8), 255, np.uint8)
-    else:
-        pixels = to_pixels(gate, L)
-        pixels = F.pad(pixels, (0, -pixels.shape[-1] % line))
-        bits = np.packbits(pixels.flatten(1).numpy(), axis=1, bitorder="little")
+    pixels = to_pixels(gate, L)
+    bits = np.packbits(F.pad(pixels, (0, -pixels.shape[-1] % line)).flatten(1).numpy(), axis=1, bitorder="little")
     return np.pad(bits, ((0, 0), (0, -bits.shape[1] % (WORD // 8))))
 
 
