@@ -2,13 +2,16 @@
 import pytest
 import torch
 
+from modules import notices
+
 # Small networks spend more time waking threads than computing, above all when several processes share two cores.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def undo_random_state():
-    """Runs within this process seed its global generator."""
+def start_afresh():
+    """Runs within this process seed its global generator, and warn once of what they cannot do."""
+    notices.forget()  # what was said once in another test is said again
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)

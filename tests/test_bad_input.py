@@ -9,6 +9,7 @@ from urllib.error import URLError
 import pytest
 import torch
 
+from modules.engines import EngineError
 from tests import cifar
 from tests.processes import BRIEF, REPOSITORY, run
 from tests.recordings import make_dataset
@@ -200,3 +201,17 @@ def test_loss_not_finite(sentence, trained, monkeypatch) -> None:
     message = sentence("mnist_lenet.py", "--resume", folder / "checkpoint.pth.tar", "--save-every", 4)
     assert "the loss is not finite at iteration 4" in message
     assert (folder / "checkpoint.pth.tar").read_bytes() == before
+
+
+@pytest.mark.parametrize("error, words", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--accumulate"),
+    (MemoryError(), "take a smaller --train-batch"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "--precision bf16"),
+    (EngineError("the engine cuda:tf32 cannot be used here: it failed its trial"), "it failed its trial")])
+def test_devices_that_do_not_suffice(sentence, monkeypatch, error, words) -> None:
+    """Memory that runs out while training, or an engine that failed its trial: what to do about it, in a sentence."""
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", fail)
+    assert words in sentence("mnist_lenet.py", "-d", "digits", *BRIEF)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from modules.engines import EngineError, out_of_memory
 from utils import distributed
 from utils.cli import script_name
 from utils.distributed import World
@@ -27,7 +28,13 @@ def in_a_sentence(world: World) -> Iterator[None]:
         if message.startswith("Caught "):  # by a worker of a data loader, which puts its traceback in the message
             message = message.rpartition(f"{UserError.__name__}: ")[2]
         _exit(message, world)
-    except RuntimeError as error:
+    except EngineError as error:
+        _exit(str(error), world)
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            _exit(f"out of memory ({str(error).splitlines()[0] if str(error) else 'of this machine'}): take a smaller "
+                  "--train-batch, or its parts one by one with --accumulate, which changes no result; on a GPU "
+                  "--precision bf16 takes less too", world)
         if distributed.lost_another(error):
             _exit("another process of this job ended, so this one cannot go on: the job's last checkpoint is whole, "
                   "resume from it (--resume auto)", world)
