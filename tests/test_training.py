@@ -1,0 +1,170 @@
+"""The loop against a plain one, and what a resumed run takes over: small things that no other test would miss."""
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from tests.small import IMAGES, LABELS, small, stored
+from tests.test_runs import sentence, train
+from utils import metrics, progress
+from utils.cli import Arguments, Invocation
+from utils.distributed import World
+from utils.experiment import agreed, make_optimizer
+from utils.loading import Batches
+from utils.logs import read_log, write_log
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_plain_loop_gives_the_same_weights(accumulate: int, tmp_path) -> None:
+    """Mean over each batch, the smaller last one included, times the scale; warm-up and steps of the rate; SGD."""
+    flags = ("--train-batch", 10, "--epochs", 3, "--warmup", 4, "--schedule", 1, "--gamma", 0.5, "--noise_level", 0,
+             "--override", "--momentum", 0.8, "--weight-decay", 0.01, "--accumulate", accumulate, "--vth_back", 0.05)
+    train("-c", tmp_path, *flags)
+    torch.manual_seed(3)
+    experiment = small()
+    model = experiment.build_model(experiment.arguments(["--vth_back", "0.05"])).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.8, weight_decay=0.01)
+    order, iteration = Batches(24, 10, seed=3), 0
+    for epoch in range(3):
+        order.start(epoch)
+        for batch in order:
+            places = torch.tensor([index for _, index, _ in batch])
+            rate = 0.1 * min(1, (iteration + 1) / 4) * (0.5 if epoch >= 1 else 1)
+            optimizer.param_groups[0]["lr"] = rate / 100
+            optimizer.zero_grad()
+            (F.cross_entropy(model(IMAGES[places]), LABELS[places]) * 100).backward()
+            optimizer.step()
+            iteration += 1
+    assert iteration == 9
+    initial = experiment.build_model(experiment.arguments()).state_dict()
+    for name, value in stored(tmp_path)["state_dict"].items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-5, atol=1e-6)
+    learnt = stored(tmp_path)["state_dict"]["classifier.weight"]
+    assert not torch.allclose(learnt, initial["classifier.weight"], rtol=0, atol=1e-4)
+
+
+def test_evaluation_drops_nothing(tmp_path, capsys) -> None:
+    """With a dropout that would leave little, results are those without."""
+    train("-c", tmp_path, "--max-iters", 1)
+    outputs = []
+    for drop in (0, 0.9):
+        train("--resume", tmp_path / "checkpoint.pth.tar", "-e", "--drop", drop, "--override")
+        outputs.append(capsys.readouterr().out.splitlines()[-1])
+    assert outputs[0] == outputs[1]
+
+
+def test_the_first_of_equals_is_the_best(tmp_path) -> None:
+    """Accuracy on three classes of eight stays at a third here; a later network that is no better replaces nothing."""
+    train("-c", tmp_path, "--lr", 1e-9)
+    assert stored(tmp_path)["best_acc"] == stored(tmp_path, "model_best.pth.tar")["best_acc"]
+    assert stored(tmp_path, "model_best.pth.tar")["iteration"] == 3
+
+
+def test_a_warning_is_given_once_in_all(tmp_path, capsys) -> None:
+    """A resumed run has heard it before."""
+    train("-c", tmp_path, "--epochs", 1)
+    assert "no backward spike reached layer" in capsys.readouterr().out
+    train("-c", tmp_path, "--epochs", 3, "--resume", "auto")
+    assert "no backward spike" not in capsys.readouterr().out
+
+
+def test_another_batch_goes_on_at_the_same_sample(tmp_path) -> None:
+    """16 samples into an epoch of 24, batches half as large: two more of them to its end."""
+    train("-c", tmp_path, "--max-iters", 2)
+    train("-c", tmp_path, "--resume", "auto", "--train-batch", 4, "--override", "--max-iters", 4)
+    state = stored(tmp_path)
+    assert (state["epoch"], state["batch"], state["iteration"]) == (1, 0, 4)
+
+
+def test_another_optimizer_starts_anew(tmp_path, capsys) -> None:
+    """Momentum of one is nothing to the other; that is said."""
+    train("-c", tmp_path, "--max-iters", 1)
+    train("-c", tmp_path, "--resume", "auto", "--optimizer", "Adam", "--override", "--max-iters", 2)
+    assert "no state of Adam to go on from" in capsys.readouterr().out
+    assert "exp_avg" in stored(tmp_path)["optimizer"]["state"][0]
+
+
+def test_optimizers_get_their_flags() -> None:
+    args = small().arguments(["--lr", "0.3", "--momentum", "0.7", "--weight-decay", "0.2"])
+    sgd = make_optimizer(torch.nn.Linear(1, 1), args).param_groups[0]
+    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.3, 0.7, 0.2)
+    adam = make_optimizer(torch.nn.Linear(1, 1), argparse.Namespace(**{**vars(args), "optimizer": "Adam"}))
+    assert isinstance(adam, torch.optim.Adam) and adam.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_what_says_one_invocation_is_not_taken_over(tmp_path) -> None:
+    """A limit, a device, a dry run of before say nothing about the next invocation."""
+    train("-c", tmp_path, "--max-iters", 1, "--test-limit", 4, "--save-every", 7)
+    args = small().arguments(["--resume", str(tmp_path / "checkpoint.pth.tar")])
+    assert (args.test_limit, args.max_iters, args.checkpoint, args.save_every) == (None, None, None, 7)
+
+
+def test_stored_values_that_no_flag_takes(tmp_path) -> None:
+    """A data set, a kind of list or switch that this script does not know: named, with the file."""
+    train("-c", tmp_path, "--max-iters", 1)
+    state = stored(tmp_path)
+    for name, value in (("dataset", "photos"), ("pick", ["x"]), ("deterministic", "yes"), ("epochs", True)):
+        torch.save({**state, "arguments": {**state["arguments"], name: value}}, tmp_path / "other.pth.tar")
+        assert f"other.pth.tar holds {value!r} for --{name}" in sentence("--resume", tmp_path / "other.pth.tar", "-e")
+
+
+def test_the_drive_is_compared_with_the_experiments_own(tmp_path, capsys) -> None:
+    for flags, words in ((("--train-batch", 16), "so backward spikes are fewer; --scale_factor 200 would"),
+                         (("--scale_factor", 200), "so backward spikes are more; --scale_factor 100 would"),
+                         (("--train-batch", 16, "--scale_factor", 200), None)):
+        train("-c", tmp_path, "--dry-run", *flags)
+        out = capsys.readouterr().out
+        assert words in out if words else "so backward spikes" not in out
+
+
+def test_provenance_has_the_seed_that_was_drawn(tmp_path) -> None:
+    small().main(["-c", str(tmp_path), "--max-iters", "1"])
+    kept = json.loads((tmp_path / "args.json").read_text())["arguments"]
+    assert kept["manualSeed"] == stored(tmp_path)["arguments"]["manualSeed"] is not None
+
+
+def test_a_dry_run_reads_test_data_too(tmp_path) -> None:
+    class Broken(TensorDataset):
+        def __getitem__(self, index):
+            raise IndexError("no such sample")
+
+    good, bad = TensorDataset(IMAGES, LABELS), Broken(IMAGES, LABELS)
+    for data in ((good, bad, None), (bad, good, None)):
+        with pytest.raises(IndexError):
+            train("-c", tmp_path / "none", "--dry-run", build_data=lambda args, data=data: data)
+    assert not (tmp_path / "none").exists()
+
+
+def test_all_processes_do_what_the_first_one_settled(tmp_path) -> None:
+    """Seeds that were drawn, and checkpoints that were found, differ between processes until they agree."""
+    train("-c", tmp_path, "--max-iters", 1)
+
+    class Follower(World):
+        def leaders(self, value):
+            return replace(value[0], seed=7), tmp_path / "checkpoint.pth.tar"
+
+    own = Invocation(args=Arguments({}), folder=Path("x"), seed=5, usual_drive=1.0)
+    found = agreed(own, Follower(1, 2))
+    assert found.seed == 7 and found.stored.contents["iteration"] == 1
+
+
+def test_log_keeps_six_digits(tmp_path) -> None:
+    rows = [[0.000125, 1.234567, 2.0, 3.0, 4.0, 0.000001, 0.1, 0.2]]
+    write_log(tmp_path, rows)
+    assert read_log(tmp_path) == rows
+
+
+def test_plain_lines_tell_the_time_of_an_iteration(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    train("-c", tmp_path, "--max-iters", 4)
+    capsys.readouterr()
+    train("-c", tmp_path, "--resume", "auto", "--log-every", 1)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 2/2, batch 2/3: "))
+    seconds = float(line.partition("rate ")[2].rpartition(" s an iteration")[0].rpartition(", ")[2])
+    row = next(row for row in metrics.read(tmp_path) if row["iteration"] == 5)
+    assert seconds == pytest.approx(row["seconds"], rel=0.5)
