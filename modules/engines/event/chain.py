@@ -6,74 +6,41 @@ vectors. Then the neurons of the pixel take the steps in which something happens
 steps in which a unit fired are the bits of one number.
 """
 import numpy as np
-from numba import njit
 
-from modules.engines.event.kernels import OPTIONS
-from modules.engines.event.lanes import (
-    at,
-    at_least,
-    at_most,
-    count,
-    either,
-    fill,
-    load,
-    load_bits,
-    lowest,
-    meets,
-    only,
-    put,
-    store,
-    subtract_where,
-)
-from modules.engines.event.layout import (
-    BIAS,
-    BLOCK,
-    CHANNELS,
-    HEIGHT,
-    PADDED,
-    POOL,
-    SPIKE_COLUMN,
-    STEP_BITS,
-    STEPS,
-    UNITS,
-    WEIGHT_ROWS,
-    WEIGHTS,
-    WIDTH,
-    WINDOW_COLUMNS,
-    WINDOW_ROWS,
-    WORD,
-    WORDS,
-)
+from modules.engines.event.compiled import jit, variants
+from modules.engines.event.lanes import add_if, at, count, fill, load, load_bits, lowest, meets, only, put, store, union
+from modules.engines.event.layout import STEP_BITS, STEPS, WORD
+from modules.engines.event.neurons import beyond, fire
 
 ONE, NONE = np.uint64(1), np.uint32(0)
 
 
-@njit(forceinline=True, **OPTIONS)
+@jit(inline=True)
 def trains_of(desk, layer):
     """Where the trains of spikes of a layer begin."""
     return layer % 2 * (desk.up.size // 2)
 
 
-@njit(**OPTIONS)
+@jit()
 def list_spikes(plan, desk, layer):
     """List the spikes of a layer by image row, pixel and unit."""
     L = plan.layers[layer]
-    width = L[WIDTH]
-    for y in range(L[HEIGHT]):
-        begin, pointers = y * STEPS * width * L[CHANNELS], y * (width + 1)
+    width = L.width
+    for y in range(L.height):
+        begin, pointers = y * STEPS * width * L.channels, y * (width + 1)
         place = begin
         put(desk.pointers, pointers, 0)
         for x in range(width):
-            trains = trains_of(desk, layer) + (y * width + x) * L[PADDED]
-            for channel in range(0, L[PADDED], 16):
-                number = x * L[SPIKE_COLUMN] + channel
+            trains = trains_of(desk, layer) + (y * width + x) * L.padded
+            for channel in range(0, L.padded, 16):
+                number = x * L.spike_column + channel
                 place = emit(desk.spikes, desk.up, trains + channel, number, 0, place)
                 if plan.lower > -np.inf:
                     place = emit(desk.spikes, desk.down, trains + channel, number, 1, place)
             put(desk.pointers, pointers + x + 1, place - begin)
 
 
-@njit(forceinline=True, **OPTIONS)
+@jit(inline=True)
 def emit(spikes, trains, unit, number, negative, place):
     """List the spikes of one sign of 16 units, the first of which has ``number``, at ``place`` and on."""
     units = meets(load(trains, unit, 16), np.uint32(0xFFFFFFFF))
@@ -88,18 +55,18 @@ def emit(spikes, trains, unit, number, negative, place):
     return place
 
 
-@njit(**OPTIONS)
+@jit(entry=True)
 def unpack(plan, desk, layer, steps, dense):
     """Write the spikes of a layer as 1 and -1; ``dense`` is ``(steps, height, width, padded channels)``, flat."""
     L = plan.layers[layer]
-    units, zero = L[HEIGHT] * L[WIDTH] * L[PADDED], plan.upper - plan.upper
+    units, zero = L.height * L.width * L.padded, plan.upper - plan.upper
     for unit in range(0, units, 16):
         up = load(desk.up, trains_of(desk, layer) + unit, 16)
         down = load(desk.down, trains_of(desk, layer) + unit, 16)
         for step in range(steps):
-            spikes = subtract_where(fill(zero, 16), meets(up, ONE << step), -1)
+            spikes = add_if(fill(zero, 16), meets(up, ONE << step), 1)
             if plan.lower > -np.inf:
-                spikes = subtract_where(spikes, meets(down, ONE << step), 1)
+                spikes = add_if(spikes, meets(down, ONE << step), -1)
             store(dense, step * units + unit, spikes)
 
 
@@ -107,56 +74,55 @@ def _steps_of(width, together):
     """The steps of a block of ``width`` channels, so many pixels together: what one has to wait for, others use."""
     lanes = width * together
 
-    @njit(forceinline=True, **OPTIONS)
+    @jit(inline=True)
     def gather(plan, desk, L, S, x, y, channel, lane):
         """Add up what the lists of the layer before bring to a pixel, and return in which steps something arrives.
 
         Args:
             L, S: the layer and the one before; channel: the first of the block; lane: the first of the pixel.
         """
-        steps, weights = np.uint64(0), L[WEIGHTS] + channel * L[WEIGHT_ROWS]
-        first, after, shift = (plan.column_windows[L[WINDOW_COLUMNS] + x, 0],
-                               plan.column_windows[L[WINDOW_COLUMNS] + x, 1],
-                               plan.column_windows[L[WINDOW_COLUMNS] + x, 2])
-        for w in range(plan.row_begins[L[WINDOW_ROWS] + y], plan.row_begins[L[WINDOW_ROWS] + y + 1]):
-            row, moved = plan.row_windows[w, 0], 2 * STEPS * (shift + plan.row_windows[w, 1])
-            list_, pointers = row * STEPS * S[WIDTH] * S[CHANNELS], row * (S[WIDTH] + 1)
-            for i in range(list_ + at(desk.pointers, pointers + first), list_ + at(desk.pointers, pointers + after)):
+        steps, weights = np.uint64(0), L.weights + channel * L.weight_rows
+        column = plan.column_windows[L.window_columns + x]
+        for w in range(plan.row_begins[L.window_rows + y], plan.row_begins[L.window_rows + y + 1]):
+            window = plan.row_windows[w]
+            list_, pointers = window.row * STEPS * S.width * S.channels, window.row * (S.width + 1)
+            moved = 2 * STEPS * (column.shift + window.shift)
+            for i in range(list_ + at(desk.pointers, pointers + column.first),
+                           list_ + at(desk.pointers, pointers + column.after)):
                 spike = np.intp(at(desk.spikes, i)) + moved
                 step, number = spike & (STEPS - 1), spike >> (STEP_BITS + 1)
                 weight = load(plan.weights, weights + number * width, width)
                 if plan.lower > -np.inf:
-                    weight = weight * fill(at(plan.signs, (spike >> STEP_BITS) & 1), width)
+                    weight = weight * at(plan.signs, (spike >> STEP_BITS) & 1)
                 place = step * lanes + lane
                 store(desk.arriving, place, load(desk.arriving, place, width) + weight)
                 steps |= ONE << np.uint64(step)
         return steps
 
-    @njit(forceinline=True, **OPTIONS)
+    @jit(inline=True)
     def pool(plan, desk, layer, L, S, x, y, channel, lane):
         """As :func:`gather`, where the layer pools."""
-        found, amount = np.uint64(0), plan.pool[layer]
-        first, after = plan.column_windows[L[WINDOW_COLUMNS] + x, 0], plan.column_windows[L[WINDOW_COLUMNS] + x, 1]
-        for w in range(plan.row_begins[L[WINDOW_ROWS] + y], plan.row_begins[L[WINDOW_ROWS] + y + 1]):
-            for column in range(first, after):
-                pixel = plan.row_windows[w, 0] * S[WIDTH] + column
-                unit = trains_of(desk, layer - 1) + pixel * S[PADDED] + channel
+        found, amount, window = np.uint64(0), plan.pool[layer], plan.column_windows[L.window_columns + x]
+        for w in range(plan.row_begins[L.window_rows + y], plan.row_begins[L.window_rows + y + 1]):
+            for column in range(window.first, window.after):
+                pixel = plan.row_windows[w].row * S.width + column
+                unit = trains_of(desk, layer - 1) + pixel * S.padded + channel
                 up = load(desk.up, unit, width)
                 down = load(desk.down, unit, width) if plan.lower > -np.inf else fill(NONE, width)
-                steps = either(up) | either(down)
+                steps = union(up) | union(down)
                 found |= steps
                 while steps:
                     step = lowest(steps)
                     steps &= steps - ONE
                     place = step * lanes + lane
                     arriving = load(desk.arriving, place, width)
-                    arriving = subtract_where(arriving, meets(up, ONE << np.uint64(step)), -amount)
+                    arriving = add_if(arriving, meets(up, ONE << np.uint64(step)), amount)
                     if plan.lower > -np.inf:
-                        arriving = subtract_where(arriving, meets(down, ONE << np.uint64(step)), amount)
+                        arriving = add_if(arriving, meets(down, ONE << np.uint64(step)), -amount)
                     store(desk.arriving, place, arriving)
         return found
 
-    @njit(**OPTIONS)
+    @jit()
     def take(plan, state, desk, layer, sample, channel, steps, weights, listens, current, frame, stride):
         """Some steps of a block of channels.
 
@@ -167,98 +133,65 @@ def _steps_of(width, together):
         """
         L, S = plan.layers[layer], plan.layers[layer - 1]
         both = plan.lower > -np.inf
-        area, every = L[HEIGHT] * L[WIDTH], (ONE << np.uint64(steps[1] - steps[0])) - ONE
-        always = plan.leak != 1 or frame >= 0 or L[BIAS] >= 0  # what moves a potential without a spike
-        units, trains = sample * plan.units + L[UNITS] + channel * area, trains_of(desk, layer) + channel
-        gates = (sample * plan.words + L[WORDS]) * WORD + channel
+        area, every = L.height * L.width, (ONE << np.uint64(steps[1] - steps[0])) - ONE
+        always = plan.leak != 1 or frame >= 0 or L.bias >= 0  # what moves a potential without a spike
+        units, trains = sample * plan.units + L.units + channel * area, trains_of(desk, layer) + channel
+        gates = (sample * plan.words + L.words) * WORD + channel
         zero = fill(plan.upper - plan.upper, lanes)
         fired = sent = 0
         for pixel in range(0, area, together):
             left = every if always else np.uint64(0)
             if listens:
                 for number in range(together):
-                    y, x = (pixel + number) // L[WIDTH], (pixel + number) % L[WIDTH]
-                    if L[POOL]:
+                    y, x = (pixel + number) // L.width, (pixel + number) % L.width
+                    if L.pool:
                         left |= pool(plan, desk, layer, L, S, x, y, channel, number * width)
                     else:
                         left |= gather(plan, desk, L, S, x, y, channel, number * width)
             unit = units + pixel * width
             potential, up, down = load(state.potentials, unit, lanes), fill(NONE, lanes), fill(NONE, lanes)
-            if at_least(potential, plan.upper) | at_most(potential, plan.lower):
-                left |= ONE  # it is beyond a threshold from before
+            if beyond(plan, potential):
+                left |= ONE  # from before
             if left:
-                trace, gate = load(state.traces, unit, lanes), load_bits(plan.gate, gates + pixel * L[PADDED], lanes)
+                trace, gate = load(state.traces, unit, lanes), load_bits(plan.gate, gates + pixel * L.padded, lanes)
                 while left:
                     step = lowest(left)
                     left &= left - ONE
                     arriving = load(desk.arriving, step * lanes, lanes)
                     store(desk.arriving, step * lanes, zero)
-                    if L[BIAS] >= 0:
-                        arriving = arriving + load(plan.bias, L[BIAS] + channel, lanes)
+                    if L.bias >= 0:
+                        arriving = arriving + load(plan.bias, L.bias + channel, lanes)
                     if frame >= 0:
-                        outside = frame + step * stride + pixel * L[PADDED] + channel
+                        outside = frame + step * stride + pixel * L.padded + channel
                         arriving = arriving + load(current, outside, lanes)
-                    potential = potential + arriving
-                    weight = weights[steps[0] + step]
-                    spikes, negative = at_least(potential, plan.upper), at_most(potential, plan.lower)
-                    potential = subtract_where(potential, spikes, plan.quantum)
-                    up = subtract_where(up, spikes, -(1 << step))
-                    trace = subtract_where(trace, spikes, -weight)
-                    if both:
-                        potential = subtract_where(potential, negative, -plan.quantum)
-                        down = subtract_where(down, negative, -(1 << step))
-                        trace = subtract_where(trace, negative, weight)
-                        spikes |= negative
-                    if at_least(potential, plan.upper) | at_most(potential, plan.lower):
+                    potential, spikes, negative, still = fire(plan, potential + arriving)
+                    if still:
                         left |= (ONE << np.uint64(step + 1)) & every
-                    if plan.leak != 1:
-                        potential = potential * fill(plan.leak, lanes)
+                    weight = weights[steps[0] + step]
+                    up, trace = add_if(up, spikes, 1 << step), add_if(trace, spikes, weight)
+                    if both:
+                        down, trace = add_if(down, negative, 1 << step), add_if(trace, negative, -weight)
+                        spikes |= negative
                     if state.counts.size:
-                        number = load(state.counts, unit, lanes)
-                        store(state.counts, unit, subtract_where(number, spikes, -1))
+                        store(state.counts, unit, add_if(load(state.counts, unit, lanes), spikes, 1))
                     fired += count(spikes)
                     sent += count(spikes & gate)
                 store(state.potentials, unit, potential)
                 store(state.traces, unit, trace)
                 up, down = only(up, gate), only(down, gate)
-            store(desk.up, trains + pixel * L[PADDED], up)
+            store(desk.up, trains + pixel * L.padded, up)
             if both:
-                store(desk.down, trains + pixel * L[PADDED], down)
+                store(desk.down, trains + pixel * L.padded, down)
         state.fired[sample * len(plan.layers) + layer] += fired
         desk.sent[layer] += sent
 
     return take
 
 
-take64, take48, take32, take16 = _steps_of(64, 1), _steps_of(48, 1), _steps_of(32, 1), _steps_of(16, 1)
-take_two32, take_four16 = _steps_of(32, 2), _steps_of(16, 4)
+take = variants(_steps_of, (64, 1), (48, 1), (32, 2), (32, 1), (16, 4), (16, 1))
 
 
-@njit(**OPTIONS)
-def take_steps(plan, state, desk, layer, sample, steps, weights, listens, current, frame, stride):
-    """Some steps of a layer; arguments as of ``take``."""
-    L = plan.layers[layer]
-    area = L[HEIGHT] * L[WIDTH]
-    desk.sent[layer] = 0
-    if L[PADDED] == 16 and area % 4 == 0:
-        take_four16(plan, state, desk, layer, sample, 0, steps, weights, listens, current, frame, stride)
-        return
-    if L[PADDED] == 32 and area % 2 == 0:
-        take_two32(plan, state, desk, layer, sample, 0, steps, weights, listens, current, frame, stride)
-        return
-    for channel in range(0, L[PADDED], L[BLOCK]):
-        width = min(L[BLOCK], L[PADDED] - channel)
-        if width == 64:
-            take64(plan, state, desk, layer, sample, channel, steps, weights, listens, current, frame, stride)
-        elif width == 48:
-            take48(plan, state, desk, layer, sample, channel, steps, weights, listens, current, frame, stride)
-        elif width == 32:
-            take32(plan, state, desk, layer, sample, channel, steps, weights, listens, current, frame, stride)
-        else:
-            take16(plan, state, desk, layer, sample, channel, steps, weights, listens, current, frame, stride)
-
-
-@njit(**OPTIONS)
+@jit(entry=True)
 def simulate(plan, state, desk, places, turns, steps, limits, weights, current, frames, product):
     """Simulate until a layer wants a dense product.
 
@@ -280,7 +213,7 @@ def simulate(plan, state, desk, places, turns, steps, limits, weights, current, 
         sample, turn = place // len(plan.layers) // turns, place // len(plan.layers) % turns
         L, begin = plan.layers[layer], steps[0] + turn * length
         own = begin, min(begin + length, steps[1])
-        size = L[HEIGHT] * L[WIDTH] * L[PADDED]
+        size = L.height * L.width * L.padded
         listens = layer > 0 and not (place == places[0] and product.size)
         outside, frame, stride = current, -1, 0
         if layer == 0:
@@ -290,9 +223,15 @@ def simulate(plan, state, desk, places, turns, steps, limits, weights, current, 
                 frame += (begin - steps[0]) * stride
         elif not listens:
             outside, frame, stride = product, 0, size
-        elif not L[POOL]:
+        elif not L.pool:
             if desk.sent[layer - 1] > limits[layer] * (own[1] - own[0]):
                 return place
             list_spikes(plan, desk, layer - 1)
-        take_steps(plan, state, desk, layer, sample, own, weights, listens, outside, frame, stride)
+        desk.sent[layer] = 0
+        together = max(1, L.block // L.padded)
+        if L.height * L.width % together:
+            together = 1
+        for channel in range(0, L.padded, L.block):
+            take((min(L.block, L.padded - channel), together), plan, state, desk, layer, sample, channel, own, weights,
+                 listens, outside, frame, stride)
     return places[1]

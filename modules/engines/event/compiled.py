@@ -6,8 +6,10 @@ import os
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 SOURCES = Path(__file__).parent
 _lock = threading.Lock()
@@ -40,6 +42,32 @@ def load(name: str) -> ModuleType:
             return importlib.import_module(f"{__package__}.{name}")
         finally:
             config.CACHE_DIR = before
+
+
+def jit(*, entry: bool = False, inline: bool = False) -> Callable[[Callable], Any]:
+    """Numba's decorator as all loops have it.
+
+    Args:
+        entry: called from Python, and kept with all that it calls; inline: always becomes a part of its callers.
+    """
+    from numba import config, njit
+    # No reference counts, which threads would contend for: the loops allocate nothing.
+    return njit(nogil=True, error_model="numpy", _nrt=False, forceinline=inline, no_cfunc_wrapper=True,
+                no_cpython_wrapper=not entry, cache=entry and bool(config.CACHE_DIR))
+
+
+def variants(make: Callable, *settings: tuple) -> Any:
+    """A function for loops that calls the one of ``make(*setting)`` whose setting it gets before their arguments."""
+    from numba import literal_unroll
+    made = tuple((setting, make(*setting)) for setting in settings)
+
+    @jit()
+    def call(wanted, *arguments):
+        for variant in literal_unroll(made):
+            if variant[0] == wanted:
+                variant[1](*arguments)
+
+    return call
 
 
 @functools.cache

@@ -8,6 +8,7 @@ than a product of whole tensors gets that product.
 """
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,20 +17,14 @@ from torch import Tensor
 
 from modules.engines.event import compiled, costs
 from modules.engines.event.layout import (
-    HEIGHT,
-    PADDED,
     STEPS,
-    UNITS,
-    WIDTH,
     Desk,
     Plan,
     Scratch,
     State,
-    at_rest,
-    desk,
+    image_of,
     lay_out,
     layers_of,
-    scratch,
     to_layer,
     to_pixels,
 )
@@ -57,7 +52,7 @@ class EventEngine(RingEngine):
         """See :class:`modules.engines.ring.RingEngine`."""
         batch = len(ring.gates[0])
         plan = lay_out(ring, like)
-        state = at_rest(ring, plan, steps, counts)
+        state = State.at_rest(ring, plan, steps, counts)
         weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.traces.dtype)
         course = (Loop if ring.closed else Chain)(ring, plan, state, weights)
         step = 0
@@ -74,22 +69,36 @@ class EventEngine(RingEngine):
         return Outcome(traces=traces, counts=numbers, fired=fired)
 
 
-class Loop:
-    """A closed ring: all layers take a step, then the next one.
+@dataclass
+class Course:
+    """The course of one simulation.
 
-    Args:
+    Attributes:
         weights: of the spikes of each step in the traces.
     """
 
-    def __init__(self, ring: Ring, plan: Plan, state: State, weights: np.ndarray) -> None:
-        self.ring, self.plan, self.state, self.weights = ring, plan, state, weights
-        self.products: frozenset[int] = frozenset()  # the layers that get a dense product
-        self.together = 1  # samples that take a step together
-        self.sent = np.zeros(len(ring.shapes))
+    ring: Ring
+    plan: Plan
+    state: State
+    weights: np.ndarray
+
+
+@dataclass
+class Loop(Course):
+    """A closed ring: all layers take a step, then the next one.
+
+    Attributes:
+        products: the layers that get a dense product; together: samples that take a step together.
+        sent: spikes of each layer so far.
+    """
+
+    products: frozenset[int] = frozenset()
+    together: int = 1
+    sent: np.ndarray | int = 0
 
     def room(self) -> Scratch:
         """What a thread needs."""
-        return scratch(self.ring, self.plan, min(self.plan.batch, costs.TOGETHER))
+        return Scratch.of(self.ring, self.plan, min(self.plan.batch, costs.TOGETHER))
 
     def go(self, team: Team, steps: range, current: Tensor) -> None:
         """Simulate some steps; ``current`` is ``(frames, batch, height, width, padded channels)`` into the first layer,
@@ -100,81 +109,71 @@ class Loop:
             own = current if len(current) == 1 else current[step - steps.start:after - steps.start]
             team.share(partial(self._advance, steps=range(step, after), current=own),
                        chunks(batch, costs.TOGETHER if self.products else self.together))
-            total = self.state.sent.reshape(batch, len(self.sent)).sum(0)
-            mean = (total - self.sent) / (after - step) / max(batch, 1)
+            total = self.state.sent.reshape(batch, -1).sum(0)
+            mean = (total - self.sent) / (after - step) / batch
             self.products, self.together = costs.dense_layers(self.ring, mean), costs.companions(self.ring, mean)
             step, self.sent = after, total
 
     def _advance(self, tools: Scratch, samples: range, *, steps: range, current: Tensor) -> None:
-        """Advance all layers of some samples by some steps."""
-        ring, plan, products = self.ring, self.plan, self.products
-        starts = sorted({0, *products})
-        writes = sum(1 << layer - 1 for layer in products if layer)
-
-        def run(steps: range, layers: tuple[int, int], outside: Tensor, held: range) -> None:
-            compiled.load("kernels").simulate(
-                plan, self.state, tools, (samples.start, samples.stop), self.together, layers,
-                (steps.start, steps.stop), self.weights, outside.view(-1).numpy(), len(outside),
-                (held.start, len(held)), layers[0] in products, writes)
-
-        slice_, none = slice(samples.start, samples.stop), current.new_empty(0)
-        if not products:
-            return run(steps, (0, len(ring.shapes)), current, range(current.shape[1]))
-        for step in steps:
-            for first, after in zip(starts, [*starts[1:], len(ring.shapes)]):
-                frame = step - steps.start if len(current) > 1 else 0
-                outside = current[frame:frame + 1, slice_] if first == 0 else none
-                if first in products:
-                    product = ring.products[first](self._spikes(samples, first, step), slice_)
-                    arriving = to_pixels(product, plan.layers[first])[None]
-                    outside = outside + arriving if first == 0 else arriving
-                run(range(step, step + 1), (first, after), outside, samples)
+        """Advance all layers of some samples by some steps: by one after another, where a layer gets a product."""
+        plan, starts, own = self.plan, sorted({0, *self.products}), slice(samples.start, samples.stop)
+        writes = sum(1 << layer - 1 for layer in self.products if layer)
+        for part in [range(step, step + 1) for step in steps] if self.products else [steps]:
+            frames = current if len(current) == 1 else current[part.start - steps.start:part.stop - steps.start]
+            for first, after in zip(starts, [*starts[1:], len(plan.layers)]):
+                outside, held = frames, range(plan.batch)
+                if first in self.products:
+                    spikes = self._spikes(samples, first, part.start)
+                    outside, held = to_pixels(self.ring.products[first](spikes, own), plan.layers[first])[None], samples
+                    if first == 0:
+                        outside = frames[:, own] + outside
+                compiled.load("kernels").simulate(
+                    plan, self.state, tools, (samples.start, samples.stop), self.together, (first, after),
+                    (part.start, part.stop), self.weights, outside.view(-1).numpy(), len(outside),
+                    (held.start, len(held)), first in self.products, writes)
 
     def _spikes(self, samples: range, target: int, step: int) -> Tensor:
         """The spikes that arrive at a layer, as a tensor of -1, 0 and 1, ``(samples, *shape of the source)``."""
-        plan, state, source = self.plan, self.state, (target - 1) % len(self.ring.shapes)
-        image = plan.layers[source, [HEIGHT, WIDTH, PADDED]].tolist()
+        plan, source, dense = self.plan, target - 1, torch.from_numpy(self.state.dense)
+        L = plan.layers[source]
+        image = len(samples), *image_of(L)
         if target:
-            begin = plan.batch * int(plan.layers[source, UNITS]) + samples.start * math.prod(image)
-            pixels = torch.from_numpy(state.dense)[begin:begin + len(samples) * math.prod(image)].view(-1, *image)
+            size = math.prod(image[1:])
+            pixels = dense[plan.batch * int(L["units"]) + samples.start * size:][:len(samples) * size].view(image)
         else:  # they are a step old, from when it was not known that they should be written so
-            pixels = torch.zeros((len(samples), *image), dtype=torch.from_numpy(state.dense).dtype)
-            compiled.load("kernels").spread(plan, state, source, (samples.start, samples.stop), step - 1,
-                                    pixels.view(-1).numpy())
+            pixels = dense.new_zeros(image)
+            compiled.load("kernels").spread(plan, self.state, len(plan.layers) - 1, (samples.start, samples.stop),
+                                            step - 1, pixels.view(-1).numpy())
         return to_layer(pixels, self.ring.shapes[source])
 
 
-class Chain:
-    """A ring that is not closed: a layer takes some steps at once, then the next layer does; arguments as of
-    :class:`Loop`."""
-
-    def __init__(self, ring: Ring, plan: Plan, state: State, weights: np.ndarray) -> None:
-        self.ring, self.plan, self.state, self.weights = ring, plan, state, weights
-        self.limits = np.array([np.inf if route is None else costs.break_even(route) for route in ring.routes])
+@dataclass
+class Chain(Course):
+    """A ring that is not closed: a layer takes some steps at once, then the next layer does."""
 
     def room(self) -> Desk:
         """What a thread needs."""
-        return desk(self.plan)
+        return Desk.of(self.plan)
 
     def go(self, team: Team, steps: range, current: Tensor) -> None:
         """As :meth:`Loop.go`."""
-        team.share(partial(self._advance, steps=steps, current=current), chunks(self.plan.batch, 1))
+        limits = np.array([np.inf if route is None else costs.break_even(route) for route in self.ring.routes])
+        team.share(partial(self._advance, steps=steps, current=current, limits=limits), chunks(self.plan.batch, 1))
 
-    def _advance(self, own: Desk, samples: range, *, steps: range, current: Tensor) -> None:
+    def _advance(self, own: Desk, samples: range, *, steps: range, current: Tensor, limits: np.ndarray) -> None:
         """Advance all layers of some samples by some steps, one sample after another."""
-        chain, plan, layers = compiled.load("chain"), self.plan, len(self.ring.shapes)
+        chain, plan, layers = compiled.load("chain"), self.plan, len(self.plan.layers)
         turns = -(-len(steps) // STEPS)
+        length = -(-len(steps) // turns)
         place, end = samples.start * turns * layers, samples.stop * turns * layers
         outside, product = current.view(-1).numpy(), current.new_empty(0)
         while True:
-            place = chain.simulate(plan, self.state, own, (place, end), turns, (steps.start, steps.stop), self.limits,
+            place = chain.simulate(plan, self.state, own, (place, end), turns, (steps.start, steps.stop), limits,
                                    self.weights, outside, len(current), product.view(-1).numpy())
             if place == end:
                 return
-            sample, layer = place // layers // turns, place % layers
-            length = -(-len(steps) // turns)
-            length = min(length, len(steps) - place // layers % turns * length)
-            pixels = current.new_empty((length, *plan.layers[layer - 1, [HEIGHT, WIDTH, PADDED]].tolist()))
-            chain.unpack(plan, own, layer - 1, length, pixels.view(-1).numpy())
+            (sample, turn), layer = divmod(place // layers, turns), place % layers
+            pixels = current.new_empty((min(length, len(steps) - turn * length), *image_of(plan.layers[layer - 1])))
+            chain.unpack(plan, own, layer - 1, len(pixels), pixels.view(-1).numpy())
             spikes = to_layer(pixels, self.ring.shapes[layer - 1])
             product = to_pixels(self.ring.products[layer](spikes, slice(sample, sample + 1)), plan.layers[layer])

@@ -14,6 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 PART = 16  # lanes of the vectors that LLVM sees: one register of the widest machines
+INT64 = ir.IntType(64)
 
 
 class Lanes(types.Type):
@@ -33,148 +34,160 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.ArrayType(part, lanes.width // PART))
 
 
-def _parts(builder, lanes):
-    """The vectors that make up a value."""
-    return [builder.extract_value(lanes, number) for number in range(lanes.type.count)]
+def _operation(rule):
+    """Make a function that builds code an operation for compiled loops.
+
+    The function gets the builder and the arguments, an array as the pointer to its numbers, a vector as the list of its
+    parts, a constant as its value. It returns the result, a vector as the list of its parts.
+
+    Args:
+        rule: Numba's signature of the operation, from the types of its arguments, which are cast to what it says.
+    """
+    def decorate(build):
+        @intrinsic(prefer_literal=True)
+        @functools.wraps(build)
+        def operation(typing_context, *kinds):
+            def generate(context, builder, signature, values):
+                found = build(builder, *(_open(context, builder, *pair) for pair in zip(signature.args, values)))
+                if isinstance(found, list):
+                    return cgutils.pack_array(builder, found)
+                return context.get_dummy_value() if found is None else found
+
+            return rule(*kinds), generate
+
+        return operation
+
+    return decorate
 
 
-def _joined(builder, parts):
-    """The reverse of :func:`_parts`."""
-    lanes = ir.Constant(ir.ArrayType(parts[0].type, len(parts)), ir.Undefined)
-    for number, part in enumerate(parts):
-        lanes = builder.insert_value(lanes, part, number)
-    return lanes
+def _open(context, builder, kind, value):
+    """A value of the type ``kind`` as the functions below get it."""
+    if isinstance(kind, types.IntegerLiteral):
+        return kind.literal_value
+    if isinstance(kind, types.Array):
+        return context.make_array(kind)(context, builder, value).data
+    return cgutils.unpack_tuple(builder, value) if isinstance(kind, Lanes) else value
 
 
-def _element(context, builder, array_type, array, index):
-    """Pointer to ``array[index]``, one-dimensional; there is no check of bounds."""
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+def _vectors(builder, data, index, number):
+    """Pointers to ``number`` parts that lie behind one another from ``data[index]`` on: at any address, ``align=1``."""
+    first = builder.bitcast(builder.gep(data, [index]), ir.VectorType(data.type.pointee, PART).as_pointer())
+    return [builder.gep(first, [INT64(n)]) for n in range(number)]
 
 
-def _pointers(builder, first, part, number):
-    """Pointers to ``number`` vectors from the element ``first`` on."""
-    vectors = builder.bitcast(first, part.as_pointer())
-    return [builder.gep(vectors, [ir.Constant(ir.IntType(64), n)]) for n in range(number)]
+def _word(builder, data, index, width):
+    """Pointer to the ``width`` bits from bit ``index`` on of bytes, both multiples of 8: at any address, too."""
+    return builder.bitcast(builder.gep(data, [builder.lshr(index, INT64(3))]), ir.IntType(width).as_pointer())
 
 
 def _splat(builder, scalar):
     """A part that holds ``scalar`` in every lane."""
     part = ir.VectorType(scalar.type, PART)
-    first = builder.insert_element(ir.Constant(part, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), PART), None)
-    return builder.shuffle_vector(first, ir.Constant(part, ir.Undefined), zeros)
-
-
-def _flags(builder, bits, number):
-    """The bits of a uint64, as ``number`` parts of flags."""
-    places = [ir.Constant(ir.IntType(64), PART * n) for n in range(number)]
-    words = [builder.trunc(builder.lshr(bits, place), ir.IntType(PART)) for place in places]
-    return [builder.bitcast(word, ir.VectorType(ir.IntType(1), PART)) for word in words]
+    first = builder.insert_element(part(ir.Undefined), scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, part(ir.Undefined), ir.VectorType(ir.IntType(32), PART)(None))
 
 
 def _bits(builder, flags):
-    """The reverse: bit ``j`` of a uint64 for lane ``j``."""
-    bits = ir.Constant(ir.IntType(64), 0)
+    """Bit ``j`` of a uint64 for lane ``j``, from parts of flags."""
+    bits = INT64(0)
     for number, part in enumerate(flags):
-        word = builder.zext(builder.bitcast(part, ir.IntType(PART)), ir.IntType(64))
-        bits = builder.or_(bits, builder.shl(word, ir.Constant(ir.IntType(64), PART * number)))
+        word = builder.zext(builder.bitcast(part, ir.IntType(PART)), INT64)
+        bits = builder.or_(bits, builder.shl(word, INT64(PART * number)))
     return bits
 
 
-@intrinsic(prefer_literal=True)
-def load(typing_context, array, index, width):
+def _select(builder, bits, parts, others):
+    """Lanes of ``parts`` where the bit of a uint64 is set, of ``others`` elsewhere."""
+    words = [builder.trunc(builder.lshr(bits, INT64(PART * n)), ir.IntType(PART)) for n in range(len(parts))]
+    flags = [builder.bitcast(word, ir.VectorType(ir.IntType(1), PART)) for word in words]
+    return [builder.select(*lanes) for lanes in zip(flags, parts, others)]
+
+
+def _combine(builder, instruction, parts, others):
+    """Parts combined lane by lane by ``add``, ``sub`` or ``mul``."""
+    prefix = "" if isinstance(parts[0].type.element, ir.IntType) else "f"
+    return [getattr(builder, prefix + instruction)(*pair) for pair in zip(parts, others)]
+
+
+@_operation(lambda array, index, width: Lanes(array.dtype, width.literal_value)(array, types.intp, width))
+def load(builder, data, index, width):
     """The vector ``array[index : index + width]``; ``width`` is a constant."""
-    lanes = Lanes(array.dtype, width.literal_value)
-
-    def generate(context, builder, signature, arguments):
-        value = context.get_value_type(lanes)
-        first = _element(context, builder, signature.args[0], *arguments[:2])
-        pointers = _pointers(builder, first, value.element, value.count)
-        return _joined(builder, [builder.load(pointer, align=array.dtype.bitwidth // 8) for pointer in pointers])
-
-    return lanes(array, types.intp, width), generate
+    return [builder.load(pointer, align=1) for pointer in _vectors(builder, data, index, width // PART)]
 
 
-@intrinsic
-def store(typing_context, array, index, lanes):
+@_operation(lambda array, index, lanes: types.void(array, types.intp, lanes))
+def store(builder, data, index, lanes):
     """``array[index : index + width] = lanes``."""
-    def generate(context, builder, signature, arguments):
-        parts = _parts(builder, arguments[2])
-        first = _element(context, builder, signature.args[0], *arguments[:2])
-        for pointer, part in zip(_pointers(builder, first, parts[0].type, len(parts)), parts):
-            builder.store(part, pointer, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, lanes), generate
+    for part, pointer in zip(lanes, _vectors(builder, data, index, len(lanes))):
+        builder.store(part, pointer, align=1)
 
 
-@intrinsic
-def at(typing_context, array, index):
+@_operation(lambda array, index: array.dtype(array, types.intp))
+def at(builder, data, index):
     """``array[index]``, one-dimensional, for an index that is not negative: to allow for that costs a test."""
-    def generate(context, builder, signature, arguments):
-        return builder.load(_element(context, builder, signature.args[0], *arguments))
-
-    return array.dtype(array, types.intp), generate
+    return builder.load(builder.gep(data, [index]))
 
 
-@intrinsic
-def put(typing_context, array, index, value):
-    """``array[index] = value``, an integer made one of the array's type or a number of it; otherwise as :func:`at`."""
-    def generate(context, builder, signature, arguments):
-        own = context.cast(builder, arguments[2], value, array.dtype)
-        builder.store(own, _element(context, builder, signature.args[0], *arguments[:2]))
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, value), generate
+@_operation(lambda array, index, value: types.void(array, types.intp, array.dtype))
+def put(builder, data, index, value):
+    """``array[index] = value``, as :func:`at`."""
+    builder.store(value, builder.gep(data, [index]))
 
 
-@intrinsic(prefer_literal=True)
-def fill(typing_context, scalar, width):
+@_operation(lambda array, index, width: types.uint64(array, types.intp, width))
+def load_bits(builder, data, index, width):
+    """The ``width`` bits, a constant, from bit ``index`` on, a multiple of 8, of an array of uint8; as a uint64."""
+    return builder.zext(builder.load(_word(builder, data, index, width), align=1), INT64)
+
+
+@_operation(lambda array, index, bits, width: types.void(array, types.intp, types.uint64, width))
+def store_bits(builder, data, index, bits, width):
+    """Write the lowest ``width`` of ``bits``, a uint64, where :func:`load_bits` reads them."""
+    builder.store(builder.trunc(bits, ir.IntType(width)), _word(builder, data, index, width), align=1)
+
+
+@_operation(lambda scalar, width: Lanes(types.unliteral(scalar), width.literal_value)(types.unliteral(scalar), width))
+def fill(builder, scalar, width):
     """A vector that holds ``scalar`` ``width`` times; ``width`` is a constant."""
-    def generate(context, builder, signature, arguments):
-        return _joined(builder, [_splat(builder, arguments[0])] * (width.literal_value // PART))
-
-    return Lanes(scalar, width.literal_value)(scalar, width), generate
-
-
-def _arithmetic(instruction):
-    """Intrinsic of two vectors and an instruction, ``fadd`` for one."""
-    @intrinsic
-    def combine(typing_context, a, b):
-        def generate(context, builder, signature, arguments):
-            pairs = zip(*(_parts(builder, lanes) for lanes in arguments))
-            return _joined(builder, [getattr(builder, instruction)(*pair) for pair in pairs])
-
-        return a(a, b), generate
-
-    return combine
+    return [_splat(builder, scalar)] * (width // PART)
 
 
 def _offer(operation, instruction):
-    """Make a Python operator work on two vectors."""
-    combine = _arithmetic(instruction)
+    """Make a Python operator work on two vectors, and on a vector and a number."""
+    @_operation(lambda lanes, other: lanes(lanes, other if isinstance(other, Lanes) else lanes.dtype))
+    def combine(builder, lanes, other):
+        others = other if isinstance(other, list) else [_splat(builder, other)] * len(lanes)
+        return _combine(builder, instruction, lanes, others)
 
     @overload(operation)
-    def typed(a, b):
-        if isinstance(a, Lanes) and a == b:
-            return lambda a, b: combine(a, b)
+    def typed(lanes, other):
+        if isinstance(lanes, Lanes) and (other == lanes or isinstance(other, types.Number)):
+            return lambda lanes, other: combine(lanes, other)
 
 
-_offer(operator.add, "fadd")
-_offer(operator.sub, "fsub")
-_offer(operator.mul, "fmul")
+_offer(operator.add, "add")
+_offer(operator.sub, "sub")
+_offer(operator.mul, "mul")
+
+
+@_operation(lambda lanes, bits, amount: lanes(lanes, types.uint64, lanes.dtype))
+def add_if(builder, lanes, bits, amount):
+    """``lanes`` with ``amount`` added to those whose bit of ``bits``, a uint64, is set."""
+    return _select(builder, bits, _combine(builder, "add", lanes, [_splat(builder, amount)] * len(lanes)), lanes)
+
+
+@_operation(lambda lanes, bits: lanes(lanes, types.uint64))
+def only(builder, lanes, bits):
+    """``lanes`` where the bit of ``bits`` is set, 0 elsewhere."""
+    return _select(builder, bits, lanes, [part.type(None) for part in lanes])
 
 
 def _comparison(relation):
-    @intrinsic
-    def bits(typing_context, lanes, threshold):
+    @_operation(lambda lanes, threshold: types.uint64(lanes, lanes.dtype))
+    def bits(builder, lanes, threshold):
         """Which of at most 64 lanes stand in the relation to ``threshold``: bit ``j`` of a uint64 for lane ``j``."""
-        def generate(context, builder, signature, arguments):
-            limit = _splat(builder, arguments[1])
-            return _bits(builder, [builder.fcmp_ordered(relation, part, limit)
-                                   for part in _parts(builder, arguments[0])])
-
-        return types.uint64(lanes, lanes.dtype), generate
+        limit = _splat(builder, threshold)
+        return _bits(builder, [builder.fcmp_ordered(relation, part, limit) for part in lanes])
 
     return bits
 
@@ -183,108 +196,29 @@ at_least = _comparison(">=")
 at_most = _comparison("<=")
 
 
-@intrinsic
-def meets(typing_context, lanes, bits):
+@_operation(lambda lanes, bits: types.uint64(lanes, lanes.dtype))
+def meets(builder, lanes, bits):
     """Which lanes, unsigned integers, share a set bit with ``bits``: bit ``j`` of a uint64 for lane ``j``."""
-    def generate(context, builder, signature, arguments):
-        mask = _splat(builder, context.cast(builder, arguments[1], bits, lanes.dtype))
-        zeros = ir.Constant(mask.type, None)
-        return _bits(builder, [builder.icmp_unsigned("!=", builder.and_(part, mask), zeros)
-                               for part in _parts(builder, arguments[0])])
-
-    return types.uint64(lanes, bits), generate
+    mask = _splat(builder, bits)
+    return _bits(builder, [builder.icmp_unsigned("!=", builder.and_(part, mask), mask.type(None)) for part in lanes])
 
 
-@intrinsic
-def either(typing_context, lanes):
+@_operation(lambda lanes: types.uint64(lanes))
+def union(builder, lanes):
     """The bits that are set in any lane, unsigned integers, as a uint64."""
-    def generate(context, builder, signature, arguments):
-        part = functools.reduce(builder.or_, _parts(builder, arguments[0]))
-        kind = ir.FunctionType(part.type.element, [part.type])
-        name = f"llvm.vector.reduce.or.v{PART}{part.type.element}"
-        reduce = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.zext(builder.call(reduce, [part]), ir.IntType(64))
-
-    return types.uint64(lanes), generate
+    part = functools.reduce(builder.or_, lanes)
+    kind, name = part.type.element, f"llvm.vector.reduce.or.v{PART}{part.type.element}"
+    reduce = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [part.type]), name)
+    return builder.zext(builder.call(reduce, [part]), INT64)
 
 
-@intrinsic
-def only(typing_context, lanes, bits):
-    """``lanes`` where the bit of ``bits`` is set, 0 elsewhere."""
-    def generate(context, builder, signature, arguments):
-        parts = _parts(builder, arguments[0])
-        zeros = ir.Constant(parts[0].type, None)
-        return _joined(builder, [builder.select(flags, part, zeros)
-                                 for part, flags in zip(parts, _flags(builder, arguments[1], len(parts)))])
-
-    return lanes(lanes, types.uint64), generate
-
-
-@intrinsic
-def subtract_where(typing_context, lanes, bits, amount):
-    """``lanes`` with ``amount``, made a number of their type, subtracted from those whose bit is set."""
-    def generate(context, builder, signature, arguments):
-        parts = _parts(builder, arguments[0])
-        scalar = _splat(builder, context.cast(builder, arguments[2], amount, lanes.dtype))
-        subtract = builder.fsub if isinstance(lanes.dtype, types.Float) else builder.sub
-        return _joined(builder, [builder.select(flags, subtract(part, scalar), part)
-                                 for part, flags in zip(parts, _flags(builder, arguments[1], len(parts)))])
-
-    return lanes(lanes, types.uint64, amount), generate
-
-
-@intrinsic
-def moved(typing_context, lanes, shift):
-    """``lanes + shift`` for a vector of integers and an integer."""
-    def generate(context, builder, signature, arguments):
-        parts = _parts(builder, arguments[0])
-        shift = _splat(builder, builder.trunc(arguments[1], parts[0].type.element))
-        return _joined(builder, [builder.add(part, shift) for part in parts])
-
-    return lanes(lanes, types.intp), generate
-
-
-@intrinsic(prefer_literal=True)
-def load_bits(typing_context, bytes_, index, width):
-    """The ``width`` bits from bit ``index`` on, a multiple of 8, of an array of uint8; as a uint64."""
-    def generate(context, builder, signature, arguments):
-        number = ir.IntType(width.literal_value)
-        byte = builder.lshr(arguments[1], ir.Constant(ir.IntType(64), 3))
-        first = _element(context, builder, signature.args[0], arguments[0], byte)
-        pointer = builder.bitcast(first, number.as_pointer())
-        return builder.zext(builder.load(pointer, align=1), ir.IntType(64))
-
-    return types.uint64(bytes_, types.intp, width), generate
-
-
-@intrinsic(prefer_literal=True)
-def store_bits(typing_context, bytes_, index, bits, width):
-    """Write the lowest ``width`` of ``bits``, a uint64, where :func:`load_bits` reads them."""
-    def generate(context, builder, signature, arguments):
-        number = ir.IntType(width.literal_value)
-        byte = builder.lshr(arguments[1], ir.Constant(ir.IntType(64), 3))
-        first = _element(context, builder, signature.args[0], arguments[0], byte)
-        pointer = builder.bitcast(first, number.as_pointer())
-        own = arguments[2] if width.literal_value == 64 else builder.trunc(arguments[2], number)
-        builder.store(own, pointer, align=1)
-        return context.get_dummy_value()
-
-    return types.void(bytes_, types.intp, types.uint64, width), generate
-
-
-@intrinsic
-def count(typing_context, bits):
+@_operation(lambda bits: types.intp(types.uint64))
+def count(builder, bits):
     """How many bits are set in ``bits``, a uint64."""
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.intp(types.uint64), generate
+    return builder.ctpop(bits)
 
 
-@intrinsic
-def lowest(typing_context, bits):
+@_operation(lambda bits: types.intp(types.uint64))
+def lowest(builder, bits):
     """Index of the lowest bit that is set in ``bits``, a uint64 that is not 0."""
-    def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], cgutils.true_bit)
-
-    return types.intp(types.uint64), generate
+    return builder.cttz(bits, cgutils.true_bit)

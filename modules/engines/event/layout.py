@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modules.engines.ring import Ring
-from modules.engines.routes import WIDTHS, Route, as_image, blocks, padded
+from modules.engines.routes import WIDTHS, Route, as_image, padded
 from modules.synapses import Shape, layout
 
 ROOM = 16  # numbers behind lists, as they are read and written in whole vectors
@@ -20,21 +20,28 @@ WORD = 64  # bits in which the spikes of a pixel are handled together
 STEP_BITS = 5
 STEPS = 1 << STEP_BITS  # most steps that a layer of a chain takes at once
 
-# What is known of a layer: indices of the columns of Plan.layers.
-(HEIGHT, WIDTH, CHANNELS, PADDED, BLOCK,  # its image; channels with padding, and of one block
- UNITS, SPIKES, POINTERS, WORDS,  # where its units, lists, pointers, words begin among a sample's
- SPIKE_COLUMN,  # what a spike's number grows by from column to column
- SOURCE, WEIGHTS, WEIGHT_ROWS, BIAS,  # source layer or -1; where weights and bias (or -1) begin; rows of weights
- POOL, MASKED,  # kinds of route
- WINDOW_ROWS, WINDOW_COLUMNS,  # where the windows of its route begin
- COLUMNS) = range(19)
+
+def _record(*names: str) -> np.dtype:
+    """The type of a row of a table of integers."""
+    return np.dtype([(name, np.int64) for name in names], align=True)
+
+
+LAYER = _record(
+    "height", "width", "channels", "padded", "block",  # its image; channels with padding, and of one block
+    "units", "spikes", "pointers", "words",  # where its units, lists, pointers, words begin among a sample's
+    "spike_column",  # what a spike's number grows by from column to column
+    "source", "weights", "weight_rows", "bias",  # source layer or -1; where weights and bias (or -1) begin
+    "pool", "masked",  # kinds of route
+    "window_rows", "window_columns")  # where the windows of its route begin
+WINDOW_ROW, WINDOW_COLUMN = _record("row", "shift"), _record("first", "after", "shift")  # see Route
+VISIT = _record("pixel", "begin", "middle", "end")
 
 
 class Plan(NamedTuple):
     """What stays the same from call to call.
 
     Attributes:
-        layers: ``(layers, COLUMNS)``, int64.
+        layers: ``LAYER`` of each layer.
         weights, bias: of all routes; row_begins, row_windows, column_windows: of all routes, see ``Route``.
         pool: factor of a pooling route, per layer; signs: 1 and -1.
         gate: uint8, a bit for each unit, ``(batch * words * 8)``; where 0, a spike is counted but not sent.
@@ -89,13 +96,27 @@ class State(NamedTuple):
     fired: np.ndarray
     sent: np.ndarray
 
+    @classmethod
+    def at_rest(cls, ring: Ring, plan: Plan, steps: int, counts: bool) -> "State":
+        """Potentials of 0, and no spikes; those of a chain are nowhere but on a :class:`Desk`."""
+        units, layers, numbers = plan.batch * plan.units, len(plan.layers), plan.weights.dtype
+        listed = plan.batch if ring.closed else 0
+        whole = np.int16 if steps < 2**15 else np.int32
+        return cls(
+            potentials=np.zeros(units, numbers), traces=np.zeros(units, whole if plan.leak == 1 else numbers),
+            counts=np.zeros(units if counts else 0, whole),
+            spikes=np.empty(2 * listed * plan.spikes + ROOM, np.int32),
+            pointers=np.zeros(2 * listed * plan.pointers, np.int32),
+            dense=np.empty(listed * plan.units, numbers), waiting=np.zeros(listed * layers, np.uint8),
+            fired=np.zeros(plan.batch * layers, np.int64), sent=np.zeros(listed * layers, np.int64))
+
 
 class Scratch(NamedTuple):
-    """What one thread needs for one step of one layer of some samples.
+    """What one thread needs for one step of one layer of some samples; memory that no spike needs is never touched.
 
     Attributes:
-        visits: int64 ``(samples * pixels * 4)``, for each pixel that changes its number, and where in ``rows`` the
-            spikes that reach it begin, where the negative ones do, and where they end.
+        visits: ``VISIT`` of each pixel that changes: its number, and where in ``rows`` the spikes that reach it begin,
+            where the negative ones do, and where they end.
         begins: int64 ``(samples + 1)``, where the visits of each sample begin.
         rows: int32, the rows of weights of spikes, as numbers.
         up, down: uint8, bits of the units that fire, laid out as in ``Plan.gate``.
@@ -107,9 +128,20 @@ class Scratch(NamedTuple):
     up: np.ndarray
     down: np.ndarray
 
+    @classmethod
+    def of(cls, ring: Ring, plan: Plan, samples: int) -> "Scratch":
+        """Room for any layer of so many samples."""
+        areas = plan.layers["height"] * plan.layers["width"]
+        reach = [0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes]
+        bits = samples * plan.words * WORD // 8
+        return cls(
+            visits=np.empty(samples * areas.max(initial=0), VISIT), begins=np.empty(samples + 1, np.int64),
+            rows=np.empty(samples * (areas * reach).max(initial=0) + ROOM, np.int32),
+            up=np.zeros(bits, np.uint8), down=np.zeros(bits, np.uint8))
+
 
 class Desk(NamedTuple):
-    """What one thread needs for some steps of one layer of one sample, where layers form a chain.
+    """What one thread needs for some steps of one layer of one sample, where layers form a chain; memory likewise.
 
     Attributes:
         arriving: ``(STEPS * channels of a block)``, the currents into a pixel; zeros between two pixels.
@@ -127,58 +159,64 @@ class Desk(NamedTuple):
     pointers: np.ndarray
     sent: np.ndarray
 
+    @classmethod
+    def of(cls, plan: Plan) -> "Desk":
+        """Room for any layer."""
+        area, L = plan.layers["height"] * plan.layers["width"], plan.layers
+        units = 2 * (area * L["padded"]).max()
+        return cls(
+            arriving=np.zeros(STEPS * WIDTHS[-1], plan.weights.dtype), up=np.empty(units, np.uint32),
+            down=np.empty(units, np.uint32), spikes=np.empty(STEPS * (area * L["channels"]).max(), np.int32),
+            pointers=np.empty((area + L["height"]).max(), np.int32), sent=np.zeros(len(L), np.int64))
+
 
 def lay_out(ring: Ring, like: Tensor) -> Plan:
     """The tables and arrays of a ring that its kernels read, in the type of ``like``."""
-    batch = len(ring.gates[0])
     numbers = like.numpy().dtype.type
-    images = [as_image(shape) for shape in ring.shapes]
     line = WORD if ring.closed else WIDTHS[0]  # bits of a pixel come in whole words, or lie close for several pixels
-    layers = np.zeros((len(images), COLUMNS), np.int64)
-    layers[:, (CHANNELS, HEIGHT, WIDTH)] = images
-    layers[:, BLOCK] = [WIDTHS[0] if _pools_spikes(ring, route) else WIDTHS[-1] for route in ring.routes]
-    layers[:, PADDED] = [padded(*pair) for pair in layers[:, (CHANNELS, BLOCK)].tolist()]
-    layers[:, WEIGHT_ROWS] = [0 if route is None else route.rows for route in ring.routes]
-    area = layers[:, HEIGHT] * layers[:, WIDTH]
-    sizes = {UNITS: area * layers[:, PADDED], SPIKES: area * layers[:, CHANNELS],
-             POINTERS: 2 * layers[:, HEIGHT] * (layers[:, WIDTH] + 1),
-             WORDS: -(-area * _up(layers[:, PADDED], line) // WORD),
-             WEIGHTS: layers[:, WEIGHT_ROWS] * layers[:, PADDED]}
-    for column, own in sizes.items():
-        layers[:, column] = own.cumsum() - own
-    total = {column: int(own.sum()) for column, own in sizes.items()}
-    weights = like.new_empty(total[WEIGHTS])
+    layers = np.zeros(len(ring.shapes), LAYER)
+    layers["channels"], layers["height"], layers["width"] = zip(*map(as_image, ring.shapes))
+    layers["block"] = [WIDTHS[0] if _pools_spikes(ring, route) else WIDTHS[-1] for route in ring.routes]
+    layers["padded"] = [padded(*pair) for pair in layers[["channels", "block"]].tolist()]
+    layers["weight_rows"] = [0 if route is None else route.rows for route in ring.routes]
+    area = layers["height"] * layers["width"]
+    sizes = {"units": area * layers["padded"], "spikes": area * layers["channels"],
+             "pointers": 2 * (area + layers["height"]),
+             "words": -(-area * -(-layers["padded"] // line) * line // WORD),
+             "weights": layers["weight_rows"] * layers["padded"]}
+    for name, own in sizes.items():
+        layers[name] = own.cumsum() - own
+    total = {name: int(own.sum()) for name, own in sizes.items()}
+    weights = like.new_empty(total.pop("weights"))
     biases, begins, windows, columns = [], [], [], []
     for layer, (route, bias) in enumerate(zip(ring.routes, ring.biases)):
         L = layers[layer]
-        L[SOURCE], L[BIAS] = -1, -1
-        L[MASKED] = layer == 0 and ring.keep is not None
+        L["source"], L["bias"] = -1, -1
+        L["masked"] = layer == 0 and ring.keep is not None
         if route is None:
             continue
-        L[SOURCE] = (layer - 1) % len(images)
-        L[POOL] = route.weight is None
-        layers[layer - 1, SPIKE_COLUMN] = route.column_step
+        L["source"] = (layer - 1) % len(layers)
+        L["pool"] = route.weight is None
+        layers["spike_column"][layer - 1] = route.column_step
         row_begins, row_windows = route.row_windows
-        L[WINDOW_ROWS], L[WINDOW_COLUMNS] = len(begins), len(columns)
+        L["window_rows"], L["window_columns"] = len(begins), len(columns)
         begins += [len(windows) + n for n in row_begins]
         windows += row_windows
         columns += route.column_windows
         if route.weight is not None:
-            route.write_weights(weights[L[WEIGHTS]:][:sizes[WEIGHTS][layer]])
+            route.write_weights(weights[L["weights"]:])
         if bias is not None:
-            L[BIAS] = sum(map(len, biases))
-            biases.append(F.pad(bias, (0, int(L[PADDED]) - len(bias))).repeat(max(1, WIDTHS[-1] // int(L[PADDED]))))
+            L["bias"] = sum(map(len, biases))
+            biases.append(F.pad(bias, (0, int(L["padded"]) - len(bias))).repeat(max(1, int(L["block"] // L["padded"]))))
     return Plan(
         layers=layers, weights=weights.numpy(), bias=torch.cat([like.new_empty(0), *biases]).numpy(),
-        row_begins=np.array(begins, np.int64), row_windows=np.array(windows, np.int64).reshape(-1, 2),
-        column_windows=np.array(columns, np.int64).reshape(-1, 3),
-        pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers),
-        signs=np.array([1, -1], numbers),
+        row_begins=np.array(begins, np.int64), row_windows=np.array(windows, WINDOW_ROW),
+        column_windows=np.array(columns, WINDOW_COLUMN),
+        pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers), signs=np.array([1, -1], numbers),
         gate=np.concatenate([_bits(gate, L, line) for gate, L in zip(ring.gates, layers)], axis=1).reshape(-1),
-        keep=np.empty(0, numbers) if ring.keep is None else _kept(ring.keep, layers[0], total[UNITS], numbers),
+        keep=np.empty(0, numbers) if ring.keep is None else _kept(ring.keep, layers[0], total["units"], numbers),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
-        batch=batch, units=total[UNITS], spikes=total[SPIKES], pointers=total[POINTERS],
-        words=total[WORDS])
+        batch=len(ring.gates[0]), **total)
 
 
 def _pools_spikes(ring: Ring, route: Route | None) -> bool:
@@ -186,45 +224,15 @@ def _pools_spikes(ring: Ring, route: Route | None) -> bool:
     return ring.closed and route is not None and route.weight is None
 
 
-def at_rest(ring: Ring, plan: Plan, steps: int, counts: bool) -> State:
-    """Potentials of 0, and no spikes; those of a chain are nowhere but on a :class:`Desk`."""
-    units, layers, numbers = plan.batch * plan.units, len(plan.layers), plan.weights.dtype
-    listed = plan.batch if ring.closed else 0
-    whole = np.int16 if steps < 2**15 else np.int32
-    return State(
-        potentials=np.zeros(units, numbers), traces=np.zeros(units, whole if plan.leak == 1 else numbers),
-        counts=np.zeros(units if counts else 0, whole),
-        spikes=np.empty(2 * listed * plan.spikes + ROOM, np.int32),
-        pointers=np.zeros(2 * listed * plan.pointers, np.int32),
-        dense=np.empty(listed * plan.units, numbers), waiting=np.zeros(listed * layers, np.uint8),
-        fired=np.zeros(plan.batch * layers, np.int64), sent=np.zeros(listed * layers, np.int64))
+def image_of(L: np.void) -> tuple[int, int, int]:
+    """Height, width and padded channels of the layer ``L``."""
+    return L[["height", "width", "padded"]].item()
 
 
-def scratch(ring: Ring, plan: Plan, samples: int) -> Scratch:
-    """Room for one step of any layer of some samples; memory that no spike needs is never touched."""
-    areas = plan.layers[:, HEIGHT] * plan.layers[:, WIDTH]
-    reach = [0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes]
-    bits = plan.words * WORD // 8
-    return Scratch(
-        visits=np.empty(samples * 4 * areas.max(initial=0), np.int64), begins=np.empty(samples + 1, np.int64),
-        rows=np.empty(samples * (areas * reach).max(initial=0) + ROOM, np.int32),
-        up=np.zeros(samples * bits, np.uint8), down=np.zeros(samples * bits, np.uint8))
-
-
-def desk(plan: Plan) -> Desk:
-    """Room for some steps of any layer of a sample; memory that no spike needs is never touched."""
-    height, width, channels, padded_ = plan.layers[:, (HEIGHT, WIDTH, CHANNELS, PADDED)].T
-    units = 2 * (height * width * padded_).max()
-    return Desk(
-        arriving=np.zeros(STEPS * WIDTHS[-1], plan.weights.dtype), up=np.empty(units, np.uint32),
-        down=np.empty(units, np.uint32), spikes=np.empty(STEPS * (height * width * channels).max(), np.int32),
-        pointers=np.empty((height * (width + 1)).max(), np.int32), sent=np.zeros(len(plan.layers), np.int64))
-
-
-def to_pixels(tensor: Tensor, L: np.ndarray) -> Tensor:
+def to_pixels(tensor: Tensor, L: np.void) -> Tensor:
     """``(n, *shape)`` of the layer ``L`` as contiguous ``(n, height, width, padded channels)``, a view if it can be."""
     image = tensor.movedim(1, -1) if tensor.ndim == 4 else tensor[:, None, None]
-    missing = int(L[PADDED]) - image.shape[-1]
+    missing = int(L["padded"]) - image.shape[-1]
     return (F.pad(image, (0, missing)) if missing else image).contiguous()  # padding by nothing would copy
 
 
@@ -234,37 +242,28 @@ def to_layer(pixels: Tensor, shape: Shape) -> Tensor:
     return image.contiguous(memory_format=layout(image))
 
 
-def _bits(gate: Tensor, L: np.ndarray, line: int) -> np.ndarray:
+def layers_of(ring: Ring, plan: Plan, array: np.ndarray, like: Tensor) -> list[Tensor]:
+    """A tensor ``(batch, *shape)`` of the type of ``like`` for each layer from an array of units."""
+    units, found = torch.from_numpy(array).view(plan.batch, plan.units), []
+    for L, shape in zip(plan.layers, ring.shapes):
+        height, width, channels = image_of(L)
+        own = units[:, L["units"]:][:, :height * width * channels]
+        blocks = [block.unflatten(1, (height, width, -1)) for block in own.split(height * width * int(L["block"]), 1)]
+        found.append(to_layer(torch.cat(blocks, -1).to(like.dtype), shape))
+    return found
+
+
+def _kept(keep: Tensor, L: np.void, units: int, dtype: type) -> np.ndarray:
+    """``Ring.keep`` as an array of units, of which those behind the first layer, ``L``, are not set."""
+    pixels = to_pixels(keep, L)
+    array = np.empty((len(keep), units), dtype)
+    array[:, :pixels[0].numel()] = torch.cat([p.flatten(1) for p in pixels.split(int(L["block"]), -1)], 1).numpy()
+    return array.reshape(-1)
+
+
+def _bits(gate: Tensor, L: np.void, line: int) -> np.ndarray:
     """A gate ``(batch, *shape)`` as bytes of whole words ``(batch, n)``, a bit for each unit, ``line`` or a multiple of
     it for each pixel."""
     pixels = to_pixels(gate, L)
     bits = np.packbits(F.pad(pixels, (0, -pixels.shape[-1] % line)).flatten(1).numpy(), axis=1, bitorder="little")
     return np.pad(bits, ((0, 0), (0, -bits.shape[1] % (WORD // 8))))
-
-
-def _up(number: np.ndarray, step: int) -> np.ndarray:
-    """``number`` rounded up to a multiple of ``step``."""
-    return -(-number // step) * step
-
-
-def layers_of(ring: Ring, plan: Plan, array: np.ndarray, like: Tensor) -> list[Tensor]:
-    """A tensor ``(batch, *shape)`` of the type of ``like`` for each layer from an array of units."""
-    units, found = torch.from_numpy(array).view(plan.batch, plan.units), []
-    for L, shape in zip(plan.layers, ring.shapes):
-        size, pixels = L[[HEIGHT, WIDTH]].tolist(), []
-        for channel, width in blocks(*L[[PADDED, BLOCK]].tolist()):
-            begin = int(L[UNITS]) + channel * math.prod(size)
-            pixels.append(units[:, begin:begin + width * math.prod(size)].unflatten(1, (*size, width)))
-        found.append(to_layer(torch.cat(pixels, -1).to(like.dtype), shape))
-    return found
-
-
-def _kept(keep: Tensor, L: np.ndarray, units: int, dtype: type) -> np.ndarray:
-    """``Ring.keep`` as an array of units, of which those behind the first layer, ``L``, are not set."""
-    pixels = to_pixels(keep, L).flatten(1, 2)
-    parts = [pixels[..., channel:channel + width].flatten(1)
-             for channel, width in blocks(*L[[PADDED, BLOCK]].tolist())]
-    array = np.empty((len(keep), units), dtype)
-    array[:, :pixels[0].numel()] = torch.cat(parts, 1).numpy()
-    return array.reshape(-1)
-
