@@ -4,13 +4,11 @@ A file is a header of text lines that start with ``#``, then one pair of big-end
 and a timestamp in microseconds. Bits of the address, from the lowest: 0 polarity, 1-7 column, 8-14 row.
 """
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import expand
 
 SENSOR = 128  # pixels of a side
 MAGIC = b"#!AER-DAT2.0"
@@ -25,21 +23,12 @@ HEADER = re.compile(rb"(?:(?:%b*\r?\n)*%b{4,}\r?(?:\n|\Z))?" % (LINE, LINE))
 
 
 class Events(NamedTuple):
-    """Events of a recording in the order of the file, four int64 arrays of shape (events,).
+    """Events of a recording in the order of the file, four int64 arrays of shape (events,)."""
 
-    x, y: column and row in [0, 128); polarity: 0 or 1, where 1 stands for the address bit 0 unset;
-    timestamp: microseconds, in [0, 2^32).
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    polarity: np.ndarray
-    timestamp: np.ndarray
-
-
-def read_aedat(path: str | Path) -> Events:
-    """Events of an AEDAT 2.0 file; errors as of :func:`parse_aedat`."""
-    return parse_aedat(expand(path).read_bytes(), str(path))
+    x: np.ndarray  # column, in [0, 128)
+    y: np.ndarray  # row, in [0, 128)
+    polarity: np.ndarray  # 0 or 1, where 1 stands for the address bit 0 unset
+    timestamp: np.ndarray  # microseconds, in [0, 2^32)
 
 
 def parse_aedat(contents: bytes, name: str) -> Events:
