@@ -32,11 +32,8 @@ class Events(NamedTuple):
 
 
 def parse_aedat(contents: bytes, name: str) -> Events:
-    """Events of the contents of an AEDAT 2.0 file, whose name serves for messages.
-
-    Raises:
-        UserError: the header is missing or announces another format, the last event is cut off, or there is none.
-    """
+    """Events of the contents of an AEDAT 2.0 file, whose name serves for messages; a UserError where the header is
+    missing or announces another format, the last event is cut off, or there is none."""
     if not contents.startswith(MAGIC):
         raise UserError(f"{name} does not start with {MAGIC.decode()!r} and is no AEDAT 2.0 recording: "
                          f"replace it with the original file")

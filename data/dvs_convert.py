@@ -21,11 +21,8 @@ from utils.progress import follow
 
 def cache_folder(root: str | Path, *, frames: int, transform: str, size: int = 48,
                  cache: str | Path | None = None) -> Path:
-    """Where frames made with these settings are kept: in ``cache``, or else in the folder of the dataset.
-
-    Raises:
-        UserError: there is no such transform, or ``frames`` or ``size`` is not positive.
-    """
+    """Where frames made with these settings are kept, in ``cache`` or in the folder of the dataset; a UserError where
+    there is no such transform, or ``frames`` or ``size`` is not positive."""
     if transform not in TRANSFORMS:
         raise UserError(f"there is no frame transform {transform!r}: choose one of {', '.join(TRANSFORMS)}")
     if frames < 1 or size < 1:
@@ -56,7 +53,6 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
         return
     remedy = "name another folder for them with --frames-path (in Python, with cache)"
     with alone_in(folder, contents="frames", remedy=remedy):  # others of the same training wait, and find all done
-        remove_leftovers(folder)
         missing = {key: recordings[key] for key in sorted(recordings.keys() - cached(folder).keys())}
         if not missing:
             return

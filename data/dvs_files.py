@@ -80,11 +80,8 @@ def dataset_folder(root: str | Path) -> Path:
 
 
 def find_recordings(root: str | Path) -> dict[Key, Recording]:
-    """All recordings below ``root``, by class and number. A zip, whose md5 is known, goes before an extracted folder.
-
-    Raises:
-        UserError: a zip of the dataset is not one, or holds no recording of its class.
-    """
+    """All recordings below ``root``, by class and number. A zip, whose md5 is known, goes before an extracted folder;
+    a UserError where a zip of the dataset is not one, or holds no recording of its class."""
     found: dict[Key, Recording] = {}
     for place in _places(root):
         for name in CLASSES:
@@ -204,11 +201,8 @@ def _addresses(name: str) -> str:
 
 
 def verify(archive: Path, notes: Path) -> None:
-    """Compare a zip with its published md5, but only once: a note in ``notes`` tells which state of it was found good.
-
-    Raises:
-        UserError: it has another md5.
-    """
+    """Compare a zip with its published md5, a UserError if that is another, but only once: a note in ``notes`` tells
+    which state of it was found good."""
     note, state = _note(archive, notes)
     if note.exists() and note.read_text() == state:
         return

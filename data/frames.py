@@ -16,9 +16,7 @@ def events_to_frames(events: Events, frames: int) -> np.ndarray:
     """Count ``n`` events by frame, polarity, row and column, int64 (frames, 2, 128, 128).
 
     Frames hold equally many events, not equally long spans of time: ``n // frames``, and the last the remainder too.
-
-    Raises:
-        UserError: there are fewer events than frames, or ``frames`` is not positive.
+    A UserError where there are fewer events than frames, or ``frames`` is not positive.
     """
     n = len(events.timestamp)
     if not 0 < frames <= n:

@@ -158,11 +158,8 @@ def _complete(kind: type, root: Path) -> bool:
 
 
 def _find_root(kind: type, root: Path) -> Path:
-    """The folder to give to torchvision: ``root``, or one above or below it that holds the files.
-
-    Raises:
-        UserError: there are files, but not in a folder or under names that torchvision takes.
-    """
+    """The folder to give to torchvision: ``root``, or one above or below it that holds the files; a UserError where
+    there are files, but not in a folder or under names that torchvision takes."""
     if _complete(kind, root):
         return root
     inner, whole = _inner(kind), root.absolute()

@@ -84,8 +84,7 @@ class ImplicitGradient(torch.autograd.Function):
     def backward(cls, ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Solve for ``beta``, then form ``dW_l = d_l (x) a_{l-1}`` with ``d_l = m_l beta_l / kappa``.
 
-        Raises:
-            ValueError: the gradient is not finite; on a GPU those of the parameters are not a number then.
+        A gradient that is not finite is refused as such an input is.
         """
         x, *saved = ctx.saved_tensors
         masks, rates, tensors = saved[:ctx.layers], saved[ctx.layers:2 * ctx.layers], saved[2 * ctx.layers:]
@@ -129,12 +128,8 @@ def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
 def _doubt(tensors: dict[str, Tensor | None]) -> Tensor | None:
     """Refuse numbers that are not finite, which thresholds would hide: an input of NaN never reaches one.
 
-    Returns:
-        None on a CPU. Elsewhere, where a look would have to wait for the device, 0, or NaN if any number is not
-        finite: to add to a result, 0-dim.
-
-    Raises:
-        ValueError: on a CPU, with the name of the tensor.
+    On a CPU this is a ValueError with the name of the tensor, or else None. Elsewhere, where a look would have to wait
+    for the device, it is 0, or NaN if any number is not finite: to add to a result, 0-dim.
     """
     named = {name: t for name, t in tensors.items() if t is not None}
     if next(iter(named.values())).device.type != "cpu":

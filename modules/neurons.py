@@ -13,11 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class _Neuron:
-    """The numbers of a neuron, checked.
-
-    Raises:
-        ValueError: a parameter is out of its range.
-    """
+    """The numbers of a neuron; one out of its range is a ValueError."""
 
     v_threshold: float
     u_rest: float | None = None
