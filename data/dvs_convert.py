@@ -53,6 +53,7 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
         return
     remedy = "name another folder for them with --frames-path (in Python, with cache)"
     with alone_in(folder, contents="frames", remedy=remedy):  # others of the same training wait, and find all done
+        remove_leftovers(folder)
         missing = {key: recordings[key] for key in sorted(recordings.keys() - cached(folder).keys())}
         if not missing:
             return
