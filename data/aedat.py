@@ -4,6 +4,7 @@ A file is a header of text lines that start with ``#``, then one pair of big-end
 and a timestamp in microseconds. Bits of the address, from the lowest: 0 polarity, 1-7 column, 8-14 row.
 """
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -47,3 +48,8 @@ def parse_aedat(contents: bytes, name: str) -> Events:
     stored = np.frombuffer(contents, EVENT, offset=start)
     address, timestamp = stored["address"].astype(np.int64), stored["timestamp"].astype(np.int64)
     return Events(127 - ((address & 0xFE) >> 1), (address & 0x7F00) >> 8, 1 - (address & 1), timestamp)
+
+
+def read_aedat(path: str | Path) -> Events:
+    """Events of an AEDAT 2.0 file; errors as of :func:`parse_aedat`."""
+    return parse_aedat(Path(path).expanduser().read_bytes(), str(path))
