@@ -12,7 +12,7 @@ from torchvision import transforms
 from data.cifar10_dvs import CIFAR10DVS, CLASSES
 from data.frames import TRANSFORMS
 from models import ConvNetF, dynamics
-from utils.cli import Parser, path
+from utils.cli import AT_LEAST_1, Parser, path
 from utils.experiment import Data, Experiment
 
 DEFAULTS = {
@@ -39,9 +39,8 @@ AUGMENTATION = transforms.RandomCrop(48, padding=4)  # the same padding and crop
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags of event recordings."""
     add = parser.add_argument_group("event recordings").add_argument
-    add("--data-len", type=int, experiment=True, help="frames that a recording is split into")
+    add("--data-len", type=int, must=AT_LEAST_1, experiment=True, help="frames that a recording is split into")
     add("--frames", choices=tuple(TRANSFORMS), experiment=True,
         help="frame transform: as published, or the exact resize")
     add("--frames-path", type=path, metavar="DIR",
@@ -50,8 +49,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    if args.data_len < 1:
-        raise ValueError(f"--data-len must be at least 1, not {args.data_len}")
     if args.time_step > args.data_len:
         raise ValueError(f"--time_step ({args.time_step}) must not exceed --data-len ({args.data_len}), the frames "
                          "that there are")
