@@ -16,23 +16,12 @@ from utils.cli import AT_LEAST_1, Parser, path
 from utils.experiment import Data, Experiment
 
 DEFAULTS = {
-    "dataset": "cifar10-dvs",
-    # Data
-    "data_len": 30,  # frames of a recording
-    "frames": "reference",
+    "dataset": "cifar10-dvs", "data_len": 30, "frames": "reference",
     # Simulation
-    "time_step": 30,
-    "time_step_back": 250,
-    "drop": 0.0,
+    "time_step": 30, "time_step_back": 250, "drop": 0.0,
     # Optimisation
-    "epochs": 70,
-    "schedule": [50],
-    "gamma": 0.1,
-    "lr": 0.05,
-    "warmup": 0,
-    "train_batch": 128,
-    "test_batch": 200,
-    "scale_factor": 400.0,
+    "epochs": 70, "schedule": [50], "gamma": 0.1, "lr": 0.05, "warmup": 0,
+    "train_batch": 128, "test_batch": 200, "scale_factor": 400.0,
 }
 DATASET_DEFAULTS = {"cifar10-dvs": {}}
 AUGMENTATION = transforms.RandomCrop(48, padding=4)  # the same padding and crop for all frames of a recording

@@ -2,6 +2,7 @@
 import argparse
 import inspect
 import math
+from functools import partial
 from typing import Any
 
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, engines
@@ -15,25 +16,23 @@ _POSITIVE = "be a positive number, not", lambda value: 0 < value < math.inf
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags and their checks to ``parser``, a :class:`utils.cli.Parser`."""
     add = parser.add_argument_group("spiking network").add_argument
-    add("-t", "--time_step", type=int, must=_AT_LEAST_1, default=_DEFAULTS["time_step"], experiment=True,
-        help="steps of the forward simulation")
-    add("-tb", "--time_step_back", type=int, must=_AT_LEAST_1, default=_DEFAULTS["time_step_back"], experiment=True,
-        help="steps of the backward simulation")
-    add("--vth", type=float, must=_POSITIVE, default=LIF.v_threshold, experiment=True,
-        help="threshold of forward neurons")
-    add("--vth_back", type=float, default=TernaryCouple.v_threshold, experiment=True,
-        must=("be positive, or 0 for the value of --vth, not", lambda value: 0 <= value < math.inf),
-        help="threshold of backward neurons; 0 means as --vth")
-    add("--u_rest", type=float, experiment=True, help="reset potential of forward neurons; -vth unless given")
-    add("--u_rest_back", type=float, experiment=True,
-        help="reset potential of backward neurons; -vth_back unless given")
-    add("--leaky", type=float, default=IF().leak, experiment=True,
-        must=("be 1 (IF) or lie in (0, 1) (LIF), not", lambda value: 0 < value <= 1),
-        help="1 for IF neurons, a leak in (0, 1) for LIF")
-    add("--drop", "--dropout", type=float, must=("lie in [0, 1), not", lambda value: 0 <= value < 1), default=0.0,
-        experiment=True, help="dropout probability")
-    add("--method", choices=tuple(METHODS), default=_DEFAULTS["method"], experiment=True,
-        help="the backward pass: by spikes, or in floats")
+    define = partial(add, experiment=True)
+    define("-t", "--time_step", type=int, must=_AT_LEAST_1, default=_DEFAULTS["time_step"],
+           help="steps of the forward simulation")
+    define("-tb", "--time_step_back", type=int, must=_AT_LEAST_1, default=_DEFAULTS["time_step_back"],
+           help="steps of the backward simulation")
+    define("--vth", type=float, must=_POSITIVE, default=LIF.v_threshold, help="threshold of forward neurons")
+    define("--vth_back", type=float, default=TernaryCouple.v_threshold,
+           must=("be positive, or 0 for the value of --vth, not", lambda value: 0 <= value < math.inf),
+           help="threshold of backward neurons; 0 means as --vth")
+    define("--u_rest", type=float, help="reset potential of forward neurons; -vth unless given")
+    define("--u_rest_back", type=float, help="reset potential of backward neurons; -vth_back unless given")
+    define("--leaky", type=float, must=("be 1 (IF) or lie in (0, 1) (LIF), not", lambda value: 0 < value <= 1),
+           default=IF().leak, help="1 for IF neurons, a leak in (0, 1) for LIF")
+    define("--drop", "--dropout", type=float, must=("lie in [0, 1), not", lambda value: 0 <= value < 1), default=0.0,
+           help="dropout probability")
+    define("--method", choices=tuple(METHODS), default=_DEFAULTS["method"],
+           help="the backward pass: by spikes, or in floats")
     add("--ide-tolerance", type=float, must=_POSITIVE, default=_DEFAULTS["tolerance"],
         help="relative change of a sweep at which IDE stops")
     add("--ide-max-sweeps", type=int, must=_AT_LEAST_1, default=_DEFAULTS["max_sweeps"],

@@ -40,6 +40,10 @@ class SpikeStatistics:
     residual: Tensor | None = None
 
 
+class NotFiniteError(ValueError):
+    """An input, a weight or a gradient that holds numbers that are not finite."""
+
+
 class ImplicitGradient(torch.autograd.Function):
     """Firing rates of the last layer as a function of the input and of every parameter that the network uses.
 
@@ -155,14 +159,14 @@ def _doubt(tensors: dict[str, Tensor | None]) -> Tensor | None:
         finite: to add to a result, 0-dim.
 
     Raises:
-        ValueError: on a CPU, with the name of the tensor.
+        NotFiniteError: on a CPU, with the name of the tensor.
     """
     named = {name: t for name, t in tensors.items() if t is not None}
     if next(iter(named.values())).device.type != "cpu":
         return sum((t * 0).sum() for t in named.values())
     for name, tensor in named.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"the {name} holds numbers that are not finite ({describe_bad(tensor)})")
+            raise NotFiniteError(f"the {name} holds numbers that are not finite ({describe_bad(tensor)})")
     return None
 
 

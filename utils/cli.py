@@ -10,6 +10,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ AT_LEAST_1: Rule = "be at least 1, not", lambda value: value >= 1
 AT_LEAST_0: Rule = "not be negative, but is", lambda value: value >= 0
 POSITIVE: Rule = "be a positive number, not", lambda value: 0 < value < math.inf
 NOT_NEGATIVE: Rule = "be a number that is not negative, not", lambda value: 0 <= value < math.inf
-INCREASING: Rule = "list increasing epochs, not", lambda value: value == sorted(set(value)) and min(value, default=1) > 0
+INCREASING: Rule = "list increasing epochs, not", lambda value: value == sorted({n for n in value if n > 0})
 SEED: Rule = "lie between 0 and 2^63 - 1, not", lambda value: 0 <= value < 2**63
 
 
@@ -76,18 +77,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 class Parser(_Flags, argparse.ArgumentParser):
-    """An ``argparse.ArgumentParser`` whose flags have two spellings each and say what they are to a run.
-
-    Attributes:
-        checks: functions of the settled arguments, each of which raises ValueError with a sentence for the user where
-            values make no sense together; append your own.
-        shared: destinations of the flags that every experiment has.
-    """
+    """An ``argparse.ArgumentParser`` whose flags have two spellings each and say what they are to a run."""
 
     def __init__(self, manual: str, **settings: Any) -> None:
         super().__init__(description=manual, formatter_class=_Help, **settings)
+        # Functions of the settled arguments that raise ValueError with a sentence for the user where values make no
+        # sense together; append your own.
         self.checks: list[Callable[[argparse.Namespace], None]] = []
-        self.shared: frozenset[str] = frozenset()
+        self.shared: frozenset[str] = frozenset()  # destinations of the flags that every experiment has
 
     def add_argument_group(self, *arguments: Any, **settings: Any) -> _Group:
         """A group of flags under a title of its own in the help."""
@@ -112,19 +109,21 @@ def path(text: str) -> str:
 
 def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     """The flags that every experiment has; ``datasets`` are the names that ``--dataset`` takes."""
-    add = parser.add_argument_group("data").add_argument
+    def group(title: str) -> tuple[Callable, Callable]:
+        """What adds to a group flags of a run, and flags that count for one invocation."""
+        add = parser.add_argument_group(title).add_argument
+        return add, partial(add, stored=False)
+
+    add, once = group("data")
     add("-d", "--dataset", choices=datasets, default=FROM_SCRIPT, experiment=True, help="which data to train on")
     add("--path", type=path, default="./data/raw", help="folder of the data; downloads go there")
     add("-j", "--workers", type=int, must=AT_LEAST_0, default=4, help="processes that load data, 0 for none")
-    add("--test-limit", type=int, must=AT_LEAST_1, metavar="N", stored=False,
-        help="evaluate on the first N test samples only")
+    once("--test-limit", type=int, must=AT_LEAST_1, metavar="N", help="evaluate on the first N test samples only")
 
-    add = parser.add_argument_group("optimisation").add_argument
+    add, once = group("optimisation")
     add("--epochs", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, help="passes over the training data")
-    add("--start-epoch", type=int, must=AT_LEAST_0, stored=False,
-        help="restart at this epoch (from 0) instead of where a run stopped")
-    add("--max-iters", type=int, must=AT_LEAST_1, metavar="N", stored=False,
-        help="stop after N iterations in all, evaluate, save")
+    once("--start-epoch", type=int, must=AT_LEAST_0, help="restart at this epoch (from 0), not where a run stopped")
+    once("--max-iters", type=int, must=AT_LEAST_1, metavar="N", help="stop after N iterations in all, evaluate, save")
     add("--train-batch", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, experiment=True,
         help="samples in a training batch")
     add("--test-batch", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, help="samples in a test batch")
@@ -142,52 +141,43 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     add("--scale_factor", type=float, must=POSITIVE, default=FROM_SCRIPT, experiment=True,
         help="the loss is multiplied and the learning rate divided by this: it drives the spiking backward network")
 
-    add = parser.add_argument_group("run").add_argument
-    add("-c", "--checkpoint", type=path, stored=False,
-        help="write to checkpoints/NAME, or to a path with a separator as it is (default: the folder of --resume, or "
-             "SCRIPT-DATASET)")
-    add("--resume", type=path, metavar="FILE", default="", stored=False,
-        help="go on from this checkpoint; 'auto' takes the newest good one of the run's folder, if any")
-    add("--new-readout", action="store_true", stored=False,
-        help="begin a new run with the network of --resume and a readout that starts anew: to fine-tune, also on "
-             "another number of classes")
-    add("--export", type=path, metavar="FILE", stored=False,
-        help="only write the network of --resume to FILE, without the optimizer's state")
-    add("--override", action="store_true", stored=False,
-        help="resume although the flags given make it another experiment")
+    add, once = group("run")
+    once("-c", "--checkpoint", type=path,
+         help="write to checkpoints/NAME, or to a path with a separator as it is (default: the folder of --resume, or "
+              "SCRIPT-DATASET)")
+    once("--resume", type=path, metavar="FILE", default="",
+         help="go on from this checkpoint; 'auto' takes the newest good one of the run's folder, if any")
+    once("--new-readout", action="store_true",
+         help="begin a new run with the network of --resume and a readout that starts anew: to fine-tune, also on "
+              "another number of classes")
+    once("--export", type=path, metavar="FILE",
+         help="only write the network of --resume to FILE, without the optimizer's state")
+    once("--override", action="store_true", help="resume although the flags given make it another experiment")
     add("--save-every", type=int, must=AT_LEAST_1, metavar="N", help="write a checkpoint every N iterations too")
     add("--log-every", type=int, must=AT_LEAST_0, default=10, metavar="N",
         help="write a row of metrics every N iterations; 0 for none")
-    add("-e", "--evaluate", action="store_true", stored=False, help="only evaluate the checkpoint of --resume")
+    once("-e", "--evaluate", action="store_true", help="only evaluate the checkpoint of --resume")
     add("--manualSeed", type=int, must=SEED, experiment=True, help="random seed; drawn and printed unless given")
-    add("--gpu-id", default="0", stored=False,
-        help="number of the GPU; several, 0,1, start a process for each; -1 for the CPU")
+    once("--gpu-id", default="0", help="number of the GPU; several, 0,1, start a process for each; -1 for the CPU")
     add("--deterministic", action="store_true", help="same bits in every run on a GPU too, at some cost")
-    add("--report", action="store_true", stored=False,
-        help="write what the network does to report/ in the run's folder: with --evaluate, or when training has ended")
-    add("--report-samples", type=int, must=AT_LEAST_1, default=32, metavar="N", stored=False,
-        help="test samples that the report is made from")
-    add("--dry-run", action="store_true", stored=False, help="print the configuration, check data and device, exit")
+    once("--report", action="store_true",
+         help="write what the network does to report/ in the run's folder: with --evaluate, or when training has ended")
+    once("--report-samples", type=int, must=AT_LEAST_1, default=32, metavar="N",
+         help="test samples that the report is made from")
+    once("--dry-run", action="store_true", help="print the configuration, check data and device, exit")
     parser.shared = frozenset(parser.flags)
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """A command line, and what follows from it before anything runs.
-
-    Attributes:
-        args: what the user said; folder: where the run writes; seed: the user's, or one that was drawn.
-        stored: the checkpoint to go on from, if any.
-        usual_drive: the experiment's own ``scale_factor / train_batch``.
-        changes: sentences on stored arguments that the command line changes.
-    """
+    """A command line, and what follows from it before anything runs."""
 
     args: Arguments
-    folder: Path
-    seed: int
-    usual_drive: float
-    stored: Stored | None = field(default=None, repr=False)
-    changes: tuple[str, ...] = ()
+    folder: Path  # where the run writes
+    seed: int  # the user's, or one that was drawn
+    usual_drive: float  # the experiment's own scale_factor / train_batch
+    stored: Stored | None = field(default=None, repr=False)  # the checkpoint to go on from
+    changes: tuple[str, ...] = ()  # sentences on stored arguments that the command line changes
 
 
 def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
@@ -274,21 +264,14 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
-    """The arguments of a checkpoint that count in this invocation.
-
-    Raises:
-        UserError: one has a value that no command line gives.
-    """
+    """The arguments of a checkpoint that count in this invocation; UserError, if no command line gives such a value."""
     flags = {name: flag for name, flag in parser.flags.items() if flag.stored and name in found.arguments}
     for name, flag in flags.items():
-        value, several = found.arguments[name], flag.nargs not in (None, 0, "?")
+        value, switch, several = found.arguments[name], flag.nargs == 0, flag.nargs not in (None, 0, "?")
         kind = {int: int, float: (int, float), None: str, path: str}.get(flag.type, object)
-        if flag.nargs == 0:  # a switch
-            fits = isinstance(value, int)
-        elif several:
-            fits = isinstance(value, list) and all(isinstance(item, kind) for item in value)
-        else:
-            fits = value is None or isinstance(value, kind) and not isinstance(value, bool)
+        fits = value is None and not several or isinstance(value, list) == several and all(
+            isinstance(item, bool) if switch else isinstance(item, kind) and not isinstance(item, bool)
+            for item in (value if several else [value]))
         if not fits or (flag.choices and value not in flag.choices):
             raise UserError(f"{found.path} holds {value!r} for {parser.spelling(name)}, which is no value of it in "
                             "this script: resume with the script that wrote the file")
@@ -296,11 +279,7 @@ def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
 
 
 def _check(parser: Parser, args: argparse.Namespace) -> None:
-    """Refuse values out of range, before a run comes to depend on them.
-
-    Raises:
-        UserError: as said; TypeError: a flag makes values that a checkpoint could not hold.
-    """
+    """Refuse values out of range, by UserError, and by TypeError those that no checkpoint could hold."""
     for name, flag in parser.flags.items():
         value = getattr(args, name)
         if not _plain(value):
