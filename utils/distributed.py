@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -93,7 +93,10 @@ class World:
         return Meters.total(states)
 
     def share(self, model: nn.Module) -> nn.Module:
-        """``model`` such that its gradients are summed over processes, while the backward pass goes on."""
+        """``model`` such that its gradients are summed over processes, while the backward pass goes on.
+
+        With several processes the result has a context ``no_sync()``, in which they wait for a later backward pass.
+        """
         if self.size == 1:
             return model
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -104,11 +107,6 @@ class World:
 def _sum(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Communication hook: the sum of a bucket of gradients, where the default is the mean."""
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
-
-
-def only_locally(model: nn.Module, condition: bool) -> AbstractContextManager:
-    """Context in which gradients add up in this process alone, if ``condition``; a later backward pass sums them."""
-    return model.no_sync() if condition and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def start_processes(gpu_ids: str, argv: Sequence[str]) -> None:

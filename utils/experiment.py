@@ -19,6 +19,7 @@ from utils.checkpoint import Stored
 from utils.cli import Arguments, Invocation, Parser
 from utils.distributed import World
 from utils.errors import UserError
+from utils.files import alone_in
 from utils.loading import make_loaders
 from utils.logs import describe
 from utils.network import load_network, network_state, require_network
@@ -55,19 +56,18 @@ class Experiment:
             world = distributed.join()
         with mistakes.in_a_sentence(world):
             self._run(world, sys.argv[1:] if argv is None else argv)
+            distributed.leave()
 
     def arguments(self, argv: Sequence[str] = ()) -> Arguments:
         """What :attr:`build_model` and :attr:`build_data` get for a command line; errors as of :func:`cli.parse`."""
         return self._parse(argv).args
 
-    def loaders(self, args: Arguments, *, seed: int, pin_memory: bool = False,
-                world: World = World()) -> tuple[DataLoader, DataLoader]:
-        """Loaders of training and test data, see :func:`utils.loading.make_loaders`."""
+    def loaders(self, args: Arguments, **settings: Any) -> tuple[DataLoader, DataLoader]:
+        """Loaders of training and test data; ``seed`` and other settings of :func:`utils.loading.make_loaders`."""
         given = [getattr(args, name) for name, flag in self._parser().flags.items() if flag.type is cli.path]
         with mistakes.about(*filter(None, given)):
             train, test, transform = self.build_data(args)
-        return make_loaders(train, test, args, transform=transform, seed=seed, pin_memory=pin_memory, rank=world.rank,
-                            ranks=world.size)
+        return make_loaders(train, test, args, transform=transform, **settings)
 
     def _parser(self, **settings: Any) -> Parser:
         parser = Parser(self.manual, **settings)
@@ -88,11 +88,11 @@ class Experiment:
         if args.export:
             if world.leads:
                 self._export(args, found)
-            return distributed.leave()
+            return
         device = choose_device(args.gpu_id, world.size)
         seed_everything(seed, deterministic=args.deterministic)
         with world.leader_first():
-            loaders = self.loaders(args, seed=seed, pin_memory=device.type == "cuda", world=world)
+            loaders = self.loaders(args, seed=seed, pin_memory=device.type == "cuda", rank=world.rank, ranks=world.size)
         model = self.build_model(args).to(device)
         require_network(model)
         run = Run(args, invocation.folder, seed, device, model, make_optimizer(model, args), *loaders, world=world)
@@ -101,21 +101,21 @@ class Experiment:
         elif found:
             run.resume(found)
         say(summary(run, invocation))
-        writes = world.leads and (args.report or not args.evaluate)
         if args.dry_run:
             check_data(run)
-        else:
-            with folder.held(run.folder) if writes else nullcontext():
-                if args.evaluate:
-                    say(f"test: {describe(training.evaluate(run))}")
-                else:
-                    if writes:
-                        folder.arrange(run, None if args.new_readout else found)
-                        provenance.record(run.folder, args, seed=seed, device=device_name(device))
-                    training.fit(run)
-                if writes and args.report:
-                    write_report(run)
-        distributed.leave()
+            return
+        writes = world.leads and (args.report or not args.evaluate)
+        alone = alone_in(run.folder, contents="checkpoints", remedy="choose another with -c", wait=False)
+        with alone if writes else nullcontext():
+            if args.evaluate:
+                say(f"test: {describe(training.evaluate(run))}")
+            else:
+                if writes:
+                    folder.arrange(run, None if args.new_readout else found)
+                    provenance.record(run.folder, args, seed=seed, device=device_name(device))
+                training.fit(run)
+            if writes and args.report:
+                write_report(run)
 
     def _export(self, args: Arguments, found: Stored) -> None:
         """Write the network of a checkpoint to the file that ``--export`` names."""

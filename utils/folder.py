@@ -1,24 +1,18 @@
-"""The folder of a run: who may write to it, and what becomes of the files of another run or of a later state."""
+"""The folder of a run: what becomes there of the files of another run, or of a later state."""
 import itertools
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from utils import checkpoint, metrics
 from utils.checkpoint import BEST, LAST, Stored
 from utils.errors import UserError
-from utils.files import alone_in, remove_leftovers, write_atomically
+from utils.files import remove_leftovers, write_atomically
 from utils.logs import LOG, PLOT, read_log
 from utils.progress import say
 from utils.run import Run, RunState
 
 RUN_FILES = (LAST, BEST, LOG, PLOT, metrics.NAME, "args.json", "script.py")
-
-
-def held(folder: Path) -> AbstractContextManager[None]:
-    """Context that has the folder of a run for itself; UserError, if it cannot be written, or another run uses it."""
-    return alone_in(folder, contents="checkpoints", remedy="choose another with -c", wait=False)
 
 
 def arrange(run: Run, found: Stored | None) -> None:

@@ -3,6 +3,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from modules import SpikeStatistics
 from modules.implicit import NotFiniteError
 from utils.checkpoint import LAST
-from utils.distributed import only_locally
 from utils.errors import UserError
 from utils.logs import describe
 from utils.meters import Meters
@@ -123,7 +123,7 @@ def train_on(batch: Sequence[Tensor], run: Run, learner: nn.Module, *, look: boo
     for number, (inputs, targets, keys) in enumerate(parts, start=1):
         statistics = SpikeStatistics()
         try:
-            with only_locally(learner, number < len(parts)):
+            with learner.no_sync() if run.world.size > 1 and number < len(parts) else nullcontext():
                 logits = learner(inputs, statistics, keys=keys)
                 losses = F.cross_entropy(logits, targets, reduction="none")
                 loss = torch.where(keys >= 0, losses, 0).sum() / run.batch_size * args.scale_factor
