@@ -34,6 +34,10 @@ class SpikeStatistics:
     residual: Tensor | None = None  # of IDE: relative change in the last sweep, 0-dim
 
 
+class NotFiniteError(ValueError):
+    """An input, a weight or a gradient that holds numbers that are not finite."""
+
+
 class ImplicitGradient(torch.autograd.Function):
     """Firing rates of the last layer as a function of the input and of every parameter that the network uses.
 
@@ -128,8 +132,8 @@ def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
 def _doubt(tensors: dict[str, Tensor | None]) -> Tensor | None:
     """Refuse numbers that are not finite, which thresholds would hide: an input of NaN never reaches one.
 
-    On a CPU this is a ValueError with the name of the tensor, or else None. Elsewhere, where a look would have to wait
-    for the device, it is 0, or NaN if any number is not finite: to add to a result, 0-dim.
+    On a CPU this is a NotFiniteError with the name of the tensor, or else None. Elsewhere, where a look would have to
+    wait for the device, it is 0, or NaN if any number is not finite: to add to a result, 0-dim.
     """
     named = {name: t for name, t in tensors.items() if t is not None}
     if next(iter(named.values())).device.type != "cpu":
@@ -138,6 +142,6 @@ def _doubt(tensors: dict[str, Tensor | None]) -> Tensor | None:
         bad = ~torch.isfinite(tensor)
         if bad.any():
             first = tuple(bad.nonzero()[0].tolist())
-            raise ValueError(f"the {name} holds numbers that are not finite ({int(bad.sum())} of {bad.numel()}, the "
-                             f"first, {tensor[first].item()}, at {first})")
+            raise NotFiniteError(f"the {name} holds numbers that are not finite ({int(bad.sum())} of {bad.numel()}, "
+                                 f"the first, {tensor[first].item()}, at {first})")
     return None

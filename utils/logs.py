@@ -15,10 +15,8 @@ COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc
 def write_log(folder: Path, rows: Sequence[Sequence[float]]) -> None:
     """Write ``log.txt``, one tab-separated row per epoch, and ``log.png``; both are replaced as a whole.
 
-    A picture that cannot be drawn is worth a warning, not a run.
-
     Raises:
-        OSError: ``log.txt`` cannot be written.
+        OSError: ``log.txt`` cannot be written; a picture that cannot be drawn is worth a warning, not a run.
     """
     lines = ["\t".join(COLUMNS), *("\t".join(f"{value:.6f}" for value in row) for row in rows)]
     write_atomically(folder / LOG, ("\n".join(lines) + "\n").encode())
@@ -41,11 +39,7 @@ def read_log(folder: Path) -> list[list[float]]:
 
 
 def _draw(rows: Sequence[Sequence[float]], measured: Sequence[dict[str, Any]]) -> Any:
-    """Curves over epochs, and of the backward firing rates over iterations.
-
-    Args:
-        rows: of ``log.txt``; measured: of ``metrics.jsonl``.
-    """
+    """Curves over epochs, from rows of ``log.txt``, and of backward rates over iterations, from ``metrics.jsonl``."""
     panels = {"Loss": ("Train Loss", "Valid Loss"), "Accuracy (%)": ("Train Acc.", "Valid Acc."),
               "Firing rate (spikes per step)": COLUMNS[5:]}
     figure, axes = figures.new_figure(2, 2, width=14, height=7)

@@ -27,6 +27,7 @@ class Call:
     Attributes:
         circuit, x, engine: what is simulated, and by what; forward: the result.
         gradient: of the loss for the rates of the last layer.
+        readout: multiply-accumulates of a sample in Linear layers outside the network.
     """
 
     circuit: Circuit
@@ -34,6 +35,7 @@ class Call:
     engine: Engine
     forward: ForwardResult
     gradient: Tensor
+    readout: int
 
     @property
     def masks(self) -> list[Tensor]:
@@ -54,15 +56,19 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
     Raises:
         ValueError: the model does not call the network just once.
     """
-    keys, seen = torch.arange(len(inputs), device=inputs.device), []
+    keys, seen, readout = torch.arange(len(inputs), device=inputs.device), [], []
 
     def cut(module: nn.Module, args: tuple, rates: Tensor) -> Tensor:
         seen.append((args[0].detach(), rates.detach().requires_grad_()))
         return seen[-1][1]
 
-    hooks = (network.register_forward_pre_hook(lambda module, args, named: (args, {**named, "keys": keys}),
+    def count(module: nn.Linear, args: tuple, output: Tensor) -> None:
+        readout.append(output[0].numel() * module.in_features)
+
+    hooks = [network.register_forward_pre_hook(lambda module, args, named: (args, {**named, "keys": keys}),
                                                with_kwargs=True),
-             network.register_forward_hook(cut))
+             network.register_forward_hook(cut),
+             *(m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear))]
     try:
         value = drive * loss(model(inputs), targets)
     finally:
@@ -73,7 +79,7 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
     (raw, rates), = seen
     circuit, x = network.bind(raw, keys)
     return Call(circuit, x, engine, engine.simulate_forward(circuit.detached(), x),
-                torch.autograd.grad(value, rates)[0])
+                torch.autograd.grad(value, rates)[0], sum(readout))
 
 
 class Recording(NamedTuple):

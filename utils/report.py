@@ -75,8 +75,7 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
         machine = energy.Machine(weights=sum(p.numel() for p in network.parameters()),
                                  units=sum(count[0].numel() for count in inference.forward.counts),
                                  time_step=network.time_step)
-        readout = sum(layer.weight.numel() for layer in others if isinstance(layer, nn.Linear))
-        works = energy.training(forward, backward, sweeps=gradient["sweeps"], readout=readout,
+        works = energy.training(forward, backward, sweeps=gradient["sweeps"], readout=training.readout,
                                 parameters=sum(p.numel() for p in model.parameters() if p.requires_grad) / batch)
         results = {
             "network": {"neuron": str(network.neuron), "couple": str(network.couple), "time_step": network.time_step,
@@ -91,7 +90,7 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
                            "backward": measures.histogram(recording.backward.spikes, network.time_step_back)},
             "equilibrium": equilibrium, "gradient": gradient,
             "operations": {"evaluation": evaluated, "training, forward": forward, "training, backward": backward},
-            "energy": {"inference": machine.compare(energy.inference(evaluated, readout), evaluated),
+            "energy": {"inference": machine.compare(energy.inference(evaluated, inference.readout), evaluated),
                        "training": machine.compare(works, backward), "memories": machine.memories,
                        "bits": machine.bits, "constants": energy.CONSTANTS, "source": energy.SOURCE}}
         folder.mkdir(parents=True, exist_ok=True)
