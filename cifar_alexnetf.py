@@ -16,19 +16,11 @@ from utils.experiment import Data, Experiment
 
 DEFAULTS = {
     "dataset": "cifar10",
-    # Simulation
-    "time_step": 30,
-    "time_step_back": 250,
-    "drop": 0.2,  # of every synapse
+    # Simulation; dropout of every synapse
+    "time_step": 30, "time_step_back": 250, "drop": 0.2,
     # Optimisation
-    "epochs": 100,
-    "schedule": [50, 75],
-    "gamma": 0.1,
-    "lr": 0.05,
-    "warmup": 400,
-    "train_batch": 128,
-    "test_batch": 200,
-    "scale_factor": 400.0,
+    "epochs": 100, "schedule": [50, 75], "gamma": 0.1, "lr": 0.05, "warmup": 400,
+    "train_batch": 128, "test_batch": 200, "scale_factor": 400.0,
 }
 DATASET_DEFAULTS = {"cifar10": {}, "cifar100": {}}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -12,36 +12,24 @@ from torchvision import transforms
 from data.cifar10_dvs import CIFAR10DVS, CLASSES
 from data.frames import TRANSFORMS
 from models import ConvNetF, dynamics
-from utils.cli import Parser, path
+from utils.cli import AT_LEAST_1, Parser, path
 from utils.experiment import Data, Experiment
 
 DEFAULTS = {
-    "dataset": "cifar10-dvs",
-    # Data
-    "data_len": 30,  # frames of a recording
-    "frames": "reference",
+    "dataset": "cifar10-dvs", "data_len": 30, "frames": "reference",
     # Simulation
-    "time_step": 30,
-    "time_step_back": 250,
-    "drop": 0.0,
+    "time_step": 30, "time_step_back": 250, "drop": 0.0,
     # Optimisation
-    "epochs": 70,
-    "schedule": [50],
-    "gamma": 0.1,
-    "lr": 0.05,
-    "warmup": 0,
-    "train_batch": 128,
-    "test_batch": 200,
-    "scale_factor": 400.0,
+    "epochs": 70, "schedule": [50], "gamma": 0.1, "lr": 0.05, "warmup": 0,
+    "train_batch": 128, "test_batch": 200, "scale_factor": 400.0,
 }
 DATASET_DEFAULTS = {"cifar10-dvs": {}}
 AUGMENTATION = transforms.RandomCrop(48, padding=4)  # the same padding and crop for all frames of a recording
 
 
 def add_arguments(parser: Parser) -> None:
-    """The flags of event recordings."""
     add = parser.add_argument_group("event recordings").add_argument
-    add("--data-len", type=int, experiment=True, help="frames that a recording is split into")
+    add("--data-len", type=int, must=AT_LEAST_1, experiment=True, help="frames that a recording is split into")
     add("--frames", choices=tuple(TRANSFORMS), experiment=True,
         help="frame transform: as published, or the exact resize")
     add("--frames-path", type=path, metavar="DIR",
@@ -50,8 +38,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    if args.data_len < 1:
-        raise ValueError(f"--data-len must be at least 1, not {args.data_len}")
     if args.time_step > args.data_len:
         raise ValueError(f"--time_step ({args.time_step}) must not exceed --data-len ({args.data_len}), the frames "
                          "that there are")

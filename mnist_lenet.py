@@ -14,19 +14,11 @@ from utils.experiment import Data, Experiment
 
 DEFAULTS = {
     "dataset": "mnist",
-    # Simulation
-    "time_step": 30,
-    "time_step_back": 100,
-    "drop": 0.5,  # of the fully connected synapse
+    # Simulation; dropout of the fully connected synapse
+    "time_step": 30, "time_step_back": 100, "drop": 0.5,
     # Optimisation
-    "epochs": 60,
-    "schedule": [20, 40],
-    "gamma": 0.1,
-    "lr": 0.1,
-    "warmup": 0,
-    "train_batch": 128,
-    "test_batch": 200,
-    "scale_factor": 100.0,
+    "epochs": 60, "schedule": [20, 40], "gamma": 0.1, "lr": 0.1, "warmup": 0,
+    "train_batch": 128, "test_batch": 200, "scale_factor": 100.0,
 }
 DATASET_DEFAULTS = {
     "mnist": {},

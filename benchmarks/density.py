@@ -14,14 +14,13 @@ from benchmarks.speed import describe, parser, timed
 from models import AlexNetF
 from modules import FeedbackSNN, synapses
 from modules.engines import select
-from utils.figures import new_figure, save
+from utils.figures import explain, new_figure, save
 from utils.pages import table
 
 ENGINES = {name: select(name, torch.device("cpu")) for name in ("dense", "event")}
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5)
 GAINS = ((1, 0.01), (1, 0.1), (1.5, 0.5), (2.4, 1.4), (6, 5))  # of the weights; size of the gradient
 BATCH = 16
-
 
 Row = tuple[float, float, float]  # spikes per unit and step, and seconds of both engines
 
@@ -68,20 +67,18 @@ def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
 
 
 def plot(tables: dict[str, list[Row]], path: Path) -> None:
-    """Seconds over density, both engines."""
-    figure, panels = new_figure(1, len(tables), width=13, height=4)
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    """Seconds over density, both engines, all panels to one scale."""
+    figure, panels = new_figure(1, len(tables), width=13, height=4, sharex=True, sharey=True)
     for axes, (title, rows) in zip(panels[0], tables.items()):
         densities, *seconds = zip(*sorted(rows))
         for name, line, own in zip(ENGINES, ("s--", "o-"), seconds):
             axes.loglog([100 * density for density in densities], own, line, label=name)
         axes.set(title=title, xlabel="spikes per unit and step (%)", ylabel="seconds")
-        axes.legend()
-        axes.grid(alpha=0.3)
-        for axis in (axes.xaxis, axes.yaxis):  # 1, 2 and 5 of each decade: few enough not to touch one another
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set_minor_formatter(NullFormatter())
+        for axis in (axes.xaxis, axes.yaxis):  # decades alone are named: what is between them would touch
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+        axes.tick_params(labelleft=True)
+    explain(panels[0, -1])
     save(figure, path)
 
 

@@ -7,7 +7,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-} output=${2:-gpu_results}
-rm -f "$output"/*.json  # of an earlier call
+rm -f "$output"/*.json "$output"/*.txt  # of an earlier call
 mkdir -p "$output"
 path=(); [ -n "$data" ] && path=(--path "$data")
 python=${PYTHON:-python}
@@ -32,26 +32,25 @@ speed() {  # MODEL LIMIT BATCH ENGINES...
         --engines "$@" "${images[@]}" --json "$output/$model.json"
 }
 
-precisions=(cuda:fp32 cuda:tf32 cuda:bf16x2 cuda:bf16)
+precisions=(fp32 tf32 bf16x2 bf16)
 trials=()
-for engine in "${precisions[@]}"; do  # side by side, as compilers take most of their time
-    step "trial_${engine#*:}" 120 "$python" -m modules.engines.trial "$engine" & trials+=($!)
+for precision in "${precisions[@]}"; do  # side by side, as compilers take most of their time
+    step "trial_$precision" 120 "$python" -m modules.engines.trial "cuda:$precision" & trials+=($!)
 done
 for trial in "${trials[@]}"; do wait "$trial" || exit 1; done
 step tests 100 "$python" -m pytest -q -n 8 -p no:cacheprovider tests/test_cuda_engine.py
 step precision 120 "$python" -m benchmarks.precision --batch 128 "${path[@]}"  # compiles what the next part times
-speed alexnetf 90 128 dense dense:compiled "${precisions[@]}" cuda:bf16:whole
-speed lenet 40 128 dense "${precisions[@]}"
+speed alexnetf 90 128 dense dense:compiled "${precisions[@]/#/cuda:}" cuda:bf16:whole
+speed lenet 40 128 dense "${precisions[@]/#/cuda:}"
 speed cifarnetf 90 128 dense dense:compiled cuda:tf32 cuda:bf16
 for batch in 128 64 32; do  # the largest that fits
     speed convnetf 60 "$batch" dense cuda:tf32 cuda:bf16
     [ -s "$output/convnetf.json" ] && break
 done
-for precision in fp32 tf32 bf16x2 bf16; do  # short training curves
+for precision in "${precisions[@]}"; do  # short training curves
     step "digits_$precision" 30 "$python" mnist_lenet.py -d digits --epochs 4 --manualSeed 1 --precision "$precision" \
         -c "$output/digits_$precision"
 done
-if [ -n "$data" ]; then
-    step training 100 "$python" cifar_alexnetf.py "${path[@]}" --max-iters 391 --manualSeed 1 -c "$output/alexnetf"
-fi
-step goals 20 "$python" -m benchmarks.goals "$output"
+[ -n "$data" ] && step training 100 "$python" cifar_alexnetf.py "${path[@]}" --max-iters 391 --manualSeed 1 \
+    -c "$output/alexnetf"
+echo "== goals"; grep -hE '^(reached|MISSED) ' "$output/alexnetf.txt" "$output/cifarnetf.txt"

@@ -7,17 +7,19 @@ offer. Steps are taken in turn in one process, peak memory in a process for each
 repository: ``pip install spikingjelly`` first.
 """
 import argparse
-import multiprocessing
+import re
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import speed
+from benchmarks.speed import describe, one_iteration, parser, prepared, timed
 from models.alexnetf import ALEXNET_WIDTHS
 
 
@@ -42,49 +44,40 @@ class ThroughTime(nn.Module):
         return self.classifier(self.layers(x.expand(self.steps, *x.shape)).mean(0).flatten(1))
 
 
-def contestants(options: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def contestants(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """A training step of each, without the optimizer's, by name."""
-    own = speed.prepared(options)
+    own = prepared(options)
     own.model.network.engine = "event"
 
-    def step(network: nn.Module, scale: float) -> None:
+    def through_time(network: nn.Module) -> None:
         network.zero_grad()
-        (F.cross_entropy(network(own.inputs), own.labels) * scale).backward()
+        F.cross_entropy(network(own.inputs), own.labels).backward()
 
-    return {"SPIDE, 30 + 250 steps": partial(step, own.model, own.scale),
-            **{f"through time, {steps} steps": partial(step, ThroughTime(steps), 1.0) for steps in (5, 30)}}
-
-
-def resident(kind: str) -> int:
-    """KiB that this process holds now, 'VmRSS', or held at most, 'VmHWM', as Linux counts them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
+    return {"SPIDE, 30 + 250 steps": partial(one_iteration, own),
+            **{f"through time, {steps} steps": partial(through_time, ThroughTime(steps)) for steps in (5, 30)}}
 
 
-def peak_memory(options: argparse.Namespace, name: str, answer: multiprocessing.Queue) -> None:
-    """GiB that one step of a contestant takes at most, beyond what its process holds before."""
+def peak_memory(options: argparse.Namespace, name: str) -> float:
+    """GiB that one step of a contestant takes at most, beyond what this process, a new one on Linux, holds before."""
+    def resident(kind: str) -> int:
+        return int(re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
     contestants(argparse.Namespace(**{**vars(options), "batch": 1}))[name]()  # compiles, which takes memory too
     step = contestants(options)[name]
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
     step()
-    answer.put((resident("VmHWM") - before) / 2**20)
+    return (resident("VmHWM") - before) / 2**20
 
 
 if __name__ == "__main__":
-    options = speed.parser(__doc__, "batch", "path", "resume", "drive", "repeats", "seed", model="alexnetf",
-                           device="cpu").parse_args()
+    options = parser(__doc__, "batch", "path", "resume", "drive", "repeats", "seed", model="alexnetf",
+                     device="cpu").parse_args()
     steps = contestants(options)
-    seconds = {name: [] for name in steps}
-    for _ in range(options.repeats + 1):
-        for name, step in steps.items():
-            seconds[name].append(speed.timed(step))
-    spawn = multiprocessing.get_context("spawn")
+    runs = [{name: timed(step) for name, step in steps.items()} for _ in range(options.repeats + 1)]
     print(f"AlexNet-F's layers, batch {options.batch}, weights {options.resume or 'fresh'}; "
-          f"{speed.describe(torch.device('cpu'))}\n\n| training step | seconds | peak memory, GiB |\n|---|---|---|")
-    for name, own in seconds.items():  # of which the first is a warm-up
-        answer = spawn.Queue()
-        process = spawn.Process(target=peak_memory, args=(options, name, answer))
-        process.start()
-        print(f"| {name} | {statistics.median(own[1:]):.2f} | {answer.get():.2f} |", flush=True)
-        process.join()
+          f"{describe(torch.device('cpu'))}\n\n| training step | seconds | peak memory, GiB |\n|---|---|---|")
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        for name, memory in zip(steps, pool.map(partial(peak_memory, options), steps)):
+            seconds = statistics.median(run[name] for run in runs[1:])  # the first is a warm-up
+            print(f"| {name} | {seconds:.2f} | {memory:.2f} |", flush=True)

@@ -4,14 +4,15 @@
     python -m benchmarks.speed --model alexnetf --batch 128 --device cuda --engines dense cuda:tf32 cuda:bf16
 
 Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said. What the
-benchmarks share stands here too: their flags, a batch to train on, a clock, the machine in words.
+benchmarks share stands here too: their flags, a batch to train on, a clock, the machine in words. Where the engines
+named are enough for it, the goals of the CUDA engine follow, and whether the figures reach them.
 """
 import argparse
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from modules.feedback_snn import METHODS
 from utils import checkpoint
 
 PEAK, BANDWIDTH = 790e12, 4.3e12  # bfloat16 operations and bytes per second that a GPU of the kind of H200 reaches
+SPEEDUP, FLOORS, EPOCH = 6, 2.5, 35  # goals: times dense; times the floor; seconds for the simulations of an epoch
+ITERATIONS = 391  # of an epoch of CIFAR-10 at batch 128
 STAGES = ("forward", "backward", "both")
 SCRIPTS = {"lenet": mnist_lenet, "alexnetf": cifar_alexnetf, "cifarnetf": cifar_cifarnetf,
            "convnetf": dvs_cifar_convnetf}
@@ -162,27 +165,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     own = prepared(options)
     network, device = own.model.network, own.inputs.device
     runs, spikes, memory = {entry: [] for entry in entries}, {}, {}
-    for repeat in range(options.repeats + 1):  # the first is a warm-up
-        for entry, (engine, method) in entries.items():
-            network.engine, network.method = engine, method
+    for _ in range(options.repeats + 1):
+        for entry, (network.engine, network.method) in entries.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             seconds, spikes[entry] = one_iteration(own)
-            if repeat:
-                runs[entry].append(seconds)
+            runs[entry].append(seconds)
             if device.type == "cuda":
                 memory[entry] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     medians = {}
-    for entry, found in runs.items():
+    for entry, (_, *found) in runs.items():  # without the first, a warm-up
         forward, backward = (statistics.median(run[stage] for run in found) for stage in STAGES[:2])
         medians[entry] = dict(zip(STAGES, (forward, backward, forward + backward)))
     first = medians[options.engines[0]]
-    last = [found for found in spikes.values() if found.backward_rates is not None] or [*spikes.values()]
+    last = max(spikes.values(), key=lambda found: found.backward_rates is not None)  # IDE has no backward spikes
     return {"model": options.model, "batch": options.batch, "steps": [network.time_step, network.time_step_back],
             "inputs": own.source, "weights": options.resume or "fresh",
             "scale_factor / batch": own.scale / options.batch, "repeats": options.repeats, "machine": describe(device),
-            "forward densities": densities(last[-1].forward_rates, 4),
-            "backward densities": densities(last[-1].backward_rates, 6),
+            **{f"{way} densities": rates if rates is None else [round(rate, 6) for rate in rates.tolist()]
+               for way, rates in (("forward", last.forward_rates), ("backward", last.backward_rates))},
             "sweeps": {entry: int(found.sweeps) for entry, found in spikes.items() if found.sweeps is not None},
             "floor, s": round(floor(own), 4) if device.type == "cuda" else None,
             "peak memory, GiB": memory, "seconds": medians,
@@ -190,9 +191,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                       for entry, found in medians.items()}}
 
 
-def densities(rates: Tensor | None, digits: int) -> list[float] | None:
-    """Spikes per unit and step of each layer; None for a backward pass without any."""
-    return None if rates is None else [round(rate, digits) for rate in rates.tolist()]
+def goals(found: dict[str, Any]) -> Iterator[tuple[str, float, bool]]:
+    """Each goal of the CUDA engine in words, what was measured, and whether that reaches it."""
+    seconds = {entry: own["both"] for entry, own in found["seconds"].items()}
+    for engine in ("dense", "dense:compiled"):
+        ratio = seconds[engine] / seconds["cuda:tf32"]
+        yield f"tf32 is at least {SPEEDUP} times as fast as {engine}", ratio, ratio >= SPEEDUP
+    ratio = found["peak memory, GiB"]["cuda:tf32"] / found["peak memory, GiB"]["dense"]
+    yield "peak memory of tf32 is at most that of dense", ratio, ratio <= 1
+    if found["model"] == "alexnetf":
+        floors, epoch = seconds["cuda:bf16"] / found["floor, s"], ITERATIONS * seconds["cuda:tf32"]
+        yield f"bf16 takes at most {FLOORS} times the floor", floors, floors <= FLOORS
+        yield f"the simulations of an epoch of CIFAR-10 at tf32 take at most {EPOCH} s", epoch, epoch <= EPOCH
 
 
 def floor(own: Workload) -> float:
@@ -228,3 +238,6 @@ if __name__ == "__main__":
     for entry, own in seconds.items():
         print(f"{entry:12}", *(f"{own[stage]:{width}.3f}" for stage, width in zip(STAGES, (10, 11, 9))),
               "  " + " ".join(f"{ratio[entry][stage]:{width}.2f}" for stage, width in zip(STAGES, (14, 9, 5))))
+    if {"dense", Compiled.name, "cuda:tf32", "cuda:bf16"} <= seconds.keys() and found["peak memory, GiB"]:
+        for goal, figure, reached in goals({**found, "seconds": seconds}):
+            print(f"{'reached' if reached else 'MISSED '} {figure:8.2f}  {options.model}: {goal}")

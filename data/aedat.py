@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import expand
 
 SENSOR = 128  # pixels of a side
 MAGIC = b"#!AER-DAT2.0"
@@ -25,29 +24,17 @@ HEADER = re.compile(rb"(?:(?:%b*\r?\n)*%b{4,}\r?(?:\n|\Z))?" % (LINE, LINE))
 
 
 class Events(NamedTuple):
-    """Events of a recording in the order of the file, four int64 arrays of shape (events,).
+    """Events of a recording in the order of the file, four int64 arrays of shape (events,)."""
 
-    x, y: column and row in [0, 128); polarity: 0 or 1, where 1 stands for the address bit 0 unset;
-    timestamp: microseconds, in [0, 2^32).
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    polarity: np.ndarray
-    timestamp: np.ndarray
-
-
-def read_aedat(path: str | Path) -> Events:
-    """Events of an AEDAT 2.0 file; errors as of :func:`parse_aedat`."""
-    return parse_aedat(expand(path).read_bytes(), str(path))
+    x: np.ndarray  # column, in [0, 128)
+    y: np.ndarray  # row, in [0, 128)
+    polarity: np.ndarray  # 0 or 1, where 1 stands for the address bit 0 unset
+    timestamp: np.ndarray  # microseconds, in [0, 2^32)
 
 
 def parse_aedat(contents: bytes, name: str) -> Events:
-    """Events of the contents of an AEDAT 2.0 file, whose name serves for messages.
-
-    Raises:
-        UserError: the header is missing or announces another format, the last event is cut off, or there is none.
-    """
+    """Events of the contents of an AEDAT 2.0 file, whose name serves for messages; a UserError where the header is
+    missing or announces another format, the last event is cut off, or there is none."""
     if not contents.startswith(MAGIC):
         raise UserError(f"{name} does not start with {MAGIC.decode()!r} and is no AEDAT 2.0 recording: "
                          f"replace it with the original file")
@@ -61,3 +48,8 @@ def parse_aedat(contents: bytes, name: str) -> Events:
     stored = np.frombuffer(contents, EVENT, offset=start)
     address, timestamp = stored["address"].astype(np.int64), stored["timestamp"].astype(np.int64)
     return Events(127 - ((address & 0xFE) >> 1), (address & 0x7F00) >> 8, 1 - (address & 1), timestamp)
+
+
+def read_aedat(path: str | Path) -> Events:
+    """Events of an AEDAT 2.0 file; errors as of :func:`parse_aedat`."""
+    return parse_aedat(Path(path).expanduser().read_bytes(), str(path))

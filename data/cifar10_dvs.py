@@ -31,9 +31,6 @@ class CIFAR10DVS(Dataset):
         frames: of a recording; transform: name in :data:`data.frames.TRANSFORMS`; size: pixels of a side.
         cache: folder for the frames, where they should not be kept with the recordings.
 
-    Attributes:
-        classes: names, indexed by label; targets: label of each recording.
-
     Raises:
         UserError: recordings are missing and not downloaded, or damaged, or none are in this part.
     """

@@ -80,23 +80,15 @@ def dataset_folder(root: str | Path) -> Path:
 
 
 def find_recordings(root: str | Path) -> dict[Key, Recording]:
-    """All recordings below ``root``, by class and number. A zip, whose md5 is known, goes before an extracted folder.
-
-    Raises:
-        UserError: a zip of the dataset is not one, or holds no recording of its class.
-    """
+    """All recordings below ``root``, by class and number. A zip, whose md5 is known, goes before an extracted folder;
+    a UserError where a zip of the dataset is not one, or holds no recording of its class."""
     found: dict[Key, Recording] = {}
     for place in _places(root):
-        entries = set(os.listdir(place))
         for name in CLASSES:
-            recordings = {}
-            if f"{name}.zip" in entries:
-                recordings = _in_zip(place / f"{name}.zip", name, strict=place == dataset_folder(root))
-            if not recordings and name in entries:
-                paths = map(str, (place / name).rglob("*.aedat"))
-                recordings = {key: Recording(Path(path)) for key, path in numbered(paths, "aedat").items()}
-            found = recordings | found
-        found = {key: Recording(place / file) for key, file in numbered(entries, "aedat").items()} | found
+            archive = place / f"{name}.zip"
+            zipped = _in_zip(archive, name, strict=place == dataset_folder(root)) if archive.exists() else {}
+            found = (zipped or _in_files((place / name).rglob("*.aedat"))) | found
+        found = _in_files(place.iterdir()) | found
     return found
 
 
@@ -127,6 +119,10 @@ def _places(root: str | Path) -> Iterator[Path]:
             yield from subfolders(top)
 
 
+def _in_files(paths: Iterable[Path]) -> dict[Key, Recording]:
+    return {key: Recording(Path(path)) for key, path in numbered(map(str, paths), "aedat").items()}
+
+
 def _in_zip(archive: Path, name: str, *, strict: bool) -> dict[Key, Recording]:
     """The recordings of a class in its zip; where there are none, an error if ``strict``."""
     found, cause = {}, f"it holds no file named cifar10_{name}_<number>.aedat"
@@ -144,11 +140,11 @@ def _in_zip(archive: Path, name: str, *, strict: bool) -> dict[Key, Recording]:
 
 
 def fetch(root: str | Path, classes: Collection[str] = CLASSES, *, download: bool = True) -> None:
-    """Download the zips of ``classes`` that are not below ``root`` yet, and check their md5. Nothing bad is kept.
+    """Download the zips of ``classes`` that are not there yet, and check their md5. Nothing bad is kept.
 
     Raises:
-        UserError: a zip could not be had from any address, or ``download`` is off; the message tells what to fetch by
-            hand, and where to. Or there are recordings, but in a form that cannot be read.
+        UserError: a zip could not be had, or ``download`` is off: what to fetch by hand, and where to; or there are
+            recordings, but in a form that cannot be read.
     """
     folder = dataset_folder(root)
     if other := find_other_forms(root):
@@ -175,25 +171,19 @@ def fetch(root: str | Path, classes: Collection[str] = CLASSES, *, download: boo
 
 
 def _fetch(url: str, archive: Path) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
     request = Request(url, headers={"User-Agent": "spide-fsnn"})
     with urlopen(request, timeout=TIMEOUT) as response, replacing(archive) as file:
         pieces = iter(partial(response.read, 1 << 20), b"")
         for piece in follow(pieces, label=f"Downloading {archive.name}", total=response.length, unit="B", size=len):
             file.write(piece)
-            digest.update(piece)
-        if digest.hexdigest() != FILES[archive.stem][1]:
-            raise ValueError(f"the answer is {_describe(file)}")
+        size = file.tell()
+        if _md5(file) != FILES[archive.stem][1]:
+            file.seek(0)
+            start = file.read(64).lstrip()
+            kind = "an HTML page" if start.startswith(b"<") else f"{size} bytes of another md5" if start else "empty"
+            raise ValueError(f"the answer is {kind}")
     note, state = _note(archive, archive.parent)
     note.write_text(state)
-
-
-def _describe(answer: BinaryIO) -> str:
-    """What a server sent in place of the file."""
-    size = answer.tell()
-    answer.seek(0)
-    start = answer.read(64).lstrip()
-    return "empty" if not start else "an HTML page" if start.startswith(b"<") else f"{size} bytes of another md5"
 
 
 def _describe_missing(folder: Path, classes: Collection[str], fate: str) -> str:
@@ -211,20 +201,22 @@ def _addresses(name: str) -> str:
 
 
 def verify(archive: Path, notes: Path) -> None:
-    """Compare a zip with its published md5, but only once: a note in ``notes`` tells which state of it was found good.
-
-    Raises:
-        UserError: it has another md5.
-    """
+    """Compare a zip with its published md5, a UserError if that is another, but only once: a note in ``notes`` tells
+    which state of it was found good."""
     note, state = _note(archive, notes)
     if note.exists() and note.read_text() == state:
         return
     with open(archive, "rb") as file:
-        md5 = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+        md5 = _md5(file)
     if md5 != FILES[archive.stem][1]:
         raise UserError(_damaged(archive, f"its md5 is {md5}"))
     with suppress(OSError):  # without the note, the next conversion compares again
         note.write_text(state)
+
+
+def _md5(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _note(archive: Path, notes: Path) -> tuple[Path, str]:

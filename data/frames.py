@@ -1,7 +1,8 @@
 """From events to the frames a network sees: count the events of each pixel, then reduce to the size of the input.
 
 A transform takes the counts of a recording, integers of shape (frames, 2, 128, 128) indexed by frame, polarity, row and
-column, to frames of shape (frames, 2, size, size). ``TRANSFORMS`` lists them by name; to add one, add it there.
+column, to frames of shape (frames, 2, size, size) for images of ``size`` pixels a side. ``TRANSFORMS`` lists them by
+name; to add one, add it there.
 """
 import cv2
 import numpy as np
@@ -12,16 +13,10 @@ from utils.errors import UserError
 
 
 def events_to_frames(events: Events, frames: int) -> np.ndarray:
-    """Count events by frame, polarity and pixel; frames hold equally many events, not equally long spans of time.
+    """Count ``n`` events by frame, polarity, row and column, int64 (frames, 2, 128, 128).
 
-    Args:
-        events: ``n`` of them; frames: each takes the next ``n // frames``, and the last the remainder too.
-
-    Returns:
-        counts: int64 (frames, 2, 128, 128), indexed by frame, polarity, row and column.
-
-    Raises:
-        UserError: there are fewer events than frames, or ``frames`` is not positive.
+    Frames hold equally many events, not equally long spans of time: ``n // frames``, and the last the remainder too.
+    A UserError where there are fewer events than frames, or ``frames`` is not positive.
     """
     n = len(events.timestamp)
     if not 0 < frames <= n:
@@ -37,13 +32,7 @@ def reference_transform(counts: np.ndarray, size: int = 48) -> np.ndarray:
 
     A count ``n`` becomes ``255 n mod 256``, and the two polarities one two-channel 8-bit image, which Pillow takes for
     grey and alpha. It resizes grey premultiplied with alpha, so that polarity 0 is weighted by polarity 1: where the
-    latter is 0 all around, polarity 0 is lost.
-
-    Args:
-        counts: integers (frames, 2, 128, 128), at least 0; size: of a side of the result, pixels.
-
-    Returns:
-        uint8 (frames, 2, size, size), in units of 1/255.
+    latter is 0 all around, polarity 0 is lost. The result is uint8, in units of 1/255.
     """
     pixels = (255 * counts.astype(np.uint8)).transpose(0, 2, 3, 1)  # uint8 arithmetic is modulo 256
     images = [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
@@ -55,11 +44,7 @@ def reference_transform(counts: np.ndarray, size: int = 48) -> np.ndarray:
 def clean_transform(counts: np.ndarray, size: int = 48) -> np.ndarray:
     """Share of the area with any event: counts clipped to 1, then each polarity averaged over areas on its own.
 
-    Args:
-        counts: integers (frames, 2, 128, 128), at least 0; size: of a side of the result, pixels.
-
-    Returns:
-        float16 (frames, 2, size, size), in [0, 1].
+    The result is float16, in [0, 1].
     """
     planes = np.minimum(counts, 1).astype(np.float32).reshape(-1, *counts.shape[2:])
     resized = [cv2.resize(plane, (size, size), interpolation=cv2.INTER_AREA) for plane in planes]

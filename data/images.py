@@ -18,12 +18,12 @@ from utils.progress import say
 TORCHVISION = {"mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
                "cifar100": datasets.CIFAR100}
 NUM_CLASSES = {"mnist": 10, "fashionmnist": 10, "cifar10": 10, "cifar100": 100, "digits": 10}
+Transform = Callable[[Any], Any]
 CONNECT_TIMEOUT = 20.0  # seconds; a machine behind a silent firewall should hear of it
 
 
 def normalised(name: str, root: str | Path, *, mean: Sequence[float], std: Sequence[float],
-               augmentation: Sequence[Callable[[Any], Any]] = ()
-               ) -> tuple[Dataset, Dataset, Callable[[Any], Any] | None]:
+               augmentation: Sequence[Transform] = ()) -> tuple[Dataset, Dataset, Transform | None]:
     """Training images, test images, and the transform of the former, None where nothing of it is random.
 
     Images that are the same in each epoch are transformed once. See :func:`load` for ``name`` and ``root``.
@@ -38,13 +38,11 @@ def normalised(name: str, root: str | Path, *, mean: Sequence[float], std: Seque
     return Kept(load(name, root, train=True, transform=normalise)), test, None
 
 
-def load(name: str, root: str | Path, *, train: bool, transform: Callable[[Any], Any] | None = None) -> Dataset:
+def load(name: str, root: str | Path, *, train: bool, transform: Transform | None = None) -> Dataset:
     """One half of a dataset, downloaded to ``root`` when it is not there.
 
     Args:
-        name: 'mnist', 'fashionmnist', 'cifar10', 'cifar100' or 'digits'.
-        root: folder of the data; train: the training or the test half.
-        transform: applied to each PIL image, if given.
+        name: one in ``NUM_CLASSES``; train: the training or the test half; transform: of each PIL image, if any.
 
     Raises:
         UserError: the data are missing and cannot be fetched, or a file is damaged; the sentence names it.
@@ -79,14 +77,10 @@ def _first_line(error: Exception) -> str:
 
 
 def class_folders(root: str | Path, classes: Collection[str], *,
-                  transform: Callable[[Any], Any] | None = None) -> tuple[datasets.ImageFolder, datasets.ImageFolder]:
+                  transform: Transform | None = None) -> tuple[datasets.ImageFolder, datasets.ImageFolder]:
     """Images of one's own: a training and a test set from ``<root>/train/<class>/`` and ``<root>/test/<class>/``.
 
-    Inputs are PIL images in colour, labels number the classes in alphabetical order.
-
-    Args:
-        root: folder of both; classes: the names of their subfolders, no more and no fewer.
-        transform: applied to each test image, if given.
+    Inputs are PIL images in colour, labels number the classes in alphabetical order; ``transform`` is for test images.
 
     Raises:
         UserError: folders are missing, without images or of other classes; later, that a file is damaged or no image.
@@ -107,11 +101,7 @@ def class_folders(root: str | Path, classes: Collection[str], *,
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image in a file, in 8-bit colour.
-
-    Raises:
-        UserError: it is damaged or no image, or has more than 8 bits a channel, which would be cut off.
-    """
+    """The image in a file, in 8-bit colour; a UserError if it is none, or has more bits, which would be cut off."""
     try:
         with Image.open(path) as image:
             mode, colour = image.mode, image.convert("RGB")
@@ -123,15 +113,11 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 class Digits(Dataset):
-    """Scikit-learn's 1,797 handwritten digits, 8x8 pixels enlarged to 28x28; a fixed stratified 80/20 split.
-
-    Args:
-        train: the training or the test part; transform: applied to each PIL image, if given.
-    """
+    """Scikit-learn's 1,797 handwritten digits, 8x8 pixels enlarged to 28x28; a fixed stratified 80/20 split."""
 
     classes = [str(digit) for digit in range(10)]
 
-    def __init__(self, *, train: bool, transform: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, *, train: bool, transform: Transform | None = None) -> None:
         from sklearn.datasets import load_digits  # slow to import, and needed for this dataset alone
         from sklearn.model_selection import train_test_split
 
@@ -172,11 +158,8 @@ def _complete(kind: type, root: Path) -> bool:
 
 
 def _find_root(kind: type, root: Path) -> Path:
-    """The folder to give to torchvision: ``root``, or one above or below it that holds the files.
-
-    Raises:
-        UserError: there are files, but not in a folder or under names that torchvision takes.
-    """
+    """The folder to give to torchvision: ``root``, or one above or below it that holds the files; a UserError where
+    there are files, but not in a folder or under names that torchvision takes."""
     if _complete(kind, root):
         return root
     inner, whole = _inner(kind), root.absolute()

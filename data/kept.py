@@ -9,9 +9,7 @@ from torch.utils.data import Dataset
 class Kept(Dataset):
     """A dataset whose items are computed once, and kept in memory that all workers share, as far as they fit.
 
-    Args:
-        dataset: pairs of a tensor, all of one shape and type, and a label, a whole number >= 0; nothing about them is
-            random.
+    Its items are pairs of a tensor, all of one shape and type, and a label, a whole number >= 0; nothing is random.
     """
 
     LIMIT = 2**28  # bytes

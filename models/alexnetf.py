@@ -12,11 +12,10 @@ class AlexNetF(SpikingClassifier):
     """Five layers of 3x3 convolutions, the first and third of stride 2, and feedback from the last to the first.
 
     Args:
-        widths: channels of the five layers.
-        in_channels, image_size: of the square input images.
+        widths: channels of the five layers; in_channels, image_size: of the square input images.
         num_classes: number of logits; dropout: of every synapse.
         feedback_norm: largest Frobenius norm of the feedback weight.
-        dynamics: ``neuron``, ``couple``, ``time_step``, ``time_step_back``, ``engine`` of :class:`modules.FeedbackSNN`.
+        dynamics: further arguments of :class:`modules.FeedbackSNN`.
     """
 
     def __init__(self, *, widths: tuple[int, int, int, int, int] = ALEXNET_WIDTHS, in_channels: int = 3,

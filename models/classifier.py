@@ -12,9 +12,8 @@ class SpikingClassifier(nn.Module):
     """``logits = W a + b`` of the equilibrium firing rates ``a`` of a network's last layer.
 
     Args:
-        network: the spiking part.
+        network: the spiking part; num_classes: number of logits.
         input_shape: shape of one image or frame, ``(channels, height, width)``.
-        num_classes: number of logits.
     """
 
     def __init__(self, network: FeedbackSNN, *, input_shape: Shape, num_classes: int) -> None:

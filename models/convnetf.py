@@ -11,11 +11,10 @@ class ConvNetF(SpikingClassifier):
     Takes recordings ``(batch, frames, in_channels, image_size, image_size)``.
 
     Args:
-        width: channels of the layer.
-        in_channels, image_size: of the square frames; two polarities by default.
+        width: channels of the layer; in_channels, image_size: of the square frames; two polarities by default.
         num_classes: number of logits; dropout: of both synapses.
         feedback_norm: largest Frobenius norm of the feedback weight.
-        dynamics: ``neuron``, ``couple``, ``time_step``, ``time_step_back``, ``engine`` of :class:`modules.FeedbackSNN`.
+        dynamics: further arguments of :class:`modules.FeedbackSNN`.
     """
 
     def __init__(self, *, width: int = 512, in_channels: int = 2, image_size: int = 48, num_classes: int = 10,

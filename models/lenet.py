@@ -12,7 +12,7 @@ class LeNet(SpikingClassifier):
         widths: channels of the two convolutions and units of the fully connected layer.
         in_channels, image_size: of the square input images.
         num_classes: number of logits; dropout: of the fully connected synapse.
-        dynamics: ``neuron``, ``couple``, ``time_step``, ``time_step_back``, ``engine`` of :class:`modules.FeedbackSNN`.
+        dynamics: further arguments of :class:`modules.FeedbackSNN`.
     """
 
     def __init__(self, *, widths: tuple[int, int, int] = (15, 40, 300), in_channels: int = 1, image_size: int = 28,

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from modules.neurons import LIF, TernaryCouple
@@ -18,67 +17,50 @@ FRAMES_PER_PRODUCT = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """One synapse in one call.
+    """One synapse in one call: the linear map, and the tensors and shapes that it is used with."""
 
-    Attributes:
-        name: of the synapse in its network, such as ``layers.1``.
-        synapse: the linear map; weight, bias: the tensors it uses, or None; further: its other parameters.
-        dropout: mask of 0 and ``dropout_scale`` on its output current, ``(batch, *output_shape)``, or None.
-        dropout_scale: 1/(1-p); 1 without a mask.
-        input_shape, output_shape: of spikes and current, without the batch dimension.
-    """
-
-    name: str
+    name: str  # in its network, such as "layers.1"
     synapse: Synapse
     weight: Tensor | None
     bias: Tensor | None
-    further: tuple[Tensor, ...] = ()
-    dropout: Tensor | None = None
-    dropout_scale: float = 1.0
-    input_shape: Shape
-    output_shape: Shape
+    further: tuple[Tensor, ...] = ()  # other parameters
+    dropout: Tensor | None = None  # mask of 0 and 1/(1-p) on the current, (batch, *output_shape)
+    input_shape: Shape  # of spikes, without the batch dimension
+    output_shape: Shape  # of the current
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """The tensors that gradients are wanted for: weight, bias and further parameters."""
+        """Weight, bias and further parameters."""
         return self.weight, self.bias, *self.further
 
-    def current(self, spikes: Tensor) -> Tensor:
-        """``dropout * (W s + b)``, the bias included as it is part of the current."""
+    @property
+    def dropout_scale(self) -> float:
+        """What the mask multiplies with where it is not 0; 1 without a mask."""
+        return 1.0 if self.dropout is None else 1 / (1 - self.synapse.dropout)
+
+    def current(self, spikes: Tensor, samples: slice = slice(None)) -> Tensor:
+        """``dropout * (W s + b)``, the bias included as it is part of the current; for all samples, or some."""
         current = self.synapse.current(spikes, self.weight, self.bias, self.output_shape)
-        return current if self.dropout is None else current * self.dropout
+        return current if self.dropout is None else current * self.dropout[samples]
 
     def transpose(self, spikes: Tensor) -> Tensor:
-        """``W^T s``. The dropout mask is part of the gate that scales ``s``, see :meth:`gate`."""
+        """``W^T s``, the dropout mask left out, which is part of what scales ``s``, see :meth:`Circuit.gates`."""
         return self.synapse.transpose(spikes, self.weight, self.input_shape)
-
-    def gate(self, factor: Tensor) -> Tensor:
-        """What a backward spike of the target layer is multiplied with on its way into :meth:`transpose`."""
-        return factor if self.dropout is None else factor * self.dropout
 
 
 @dataclass(frozen=True, kw_only=True)
 class Circuit:
-    """A feedback spiking network with everything that one forward and backward pass hold fixed.
+    """A feedback spiking network with everything that one forward and backward pass hold fixed."""
 
-    Attributes:
-        connections: the input synapse, the synapse into each further layer, and last the feedback synapse if any.
-        has_feedback: whether the last connection leads from the last layer back to layer 0.
-        neuron, couple: of the forward and the backward network.
-        time_step, time_step_back: numbers of simulated steps, T and T_B.
-        tolerance, max_sweeps: of IDE, see :class:`modules.ide.IDE`.
-        event_input: the input is one frame per step, ``(T, batch, ...)``, instead of a constant ``(batch, ...)``.
-    """
-
-    connections: tuple[Connection, ...]
-    has_feedback: bool
-    neuron: LIF
-    couple: TernaryCouple
-    time_step: int
-    time_step_back: int
-    tolerance: float = 1e-4
+    connections: tuple[Connection, ...]  # the input synapse, that into each further layer, and the feedback if any
+    has_feedback: bool  # whether the last connection leads from the last layer back to layer 0
+    neuron: LIF  # of the forward network
+    couple: TernaryCouple  # of the backward network
+    time_step: int  # T
+    time_step_back: int  # T_B
+    tolerance: float = 1e-4  # of IDE, see modules.ide
     max_sweeps: int = 100
-    event_input: bool
+    event_input: bool  # the input is one frame per step, (T, batch, ...), instead of a constant (batch, ...)
 
     @property
     def input(self) -> Connection:
@@ -112,8 +94,8 @@ class Circuit:
         return [tuple(itertools.islice(rest, len(c.tensors))) for c in self.connections]
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> "Circuit":
-        """The same circuit with other weights and biases, laid out for simulation; further parameters are those of the
-        synapses, which use them."""
+        """The same circuit with other weights and biases, laid out for simulation; synapses use their own further
+        parameters."""
         laid_out = [t if t is None else t.contiguous(memory_format=layout(t)) for t in tensors]
         return replace(self, connections=tuple(
             replace(c, weight=weight, bias=bias)
@@ -131,23 +113,19 @@ class Circuit:
         """The post-synaptic layer's entry of every connection, in the order of ``connections``."""
         return [*per_layer, *([per_layer[0]] if self.has_feedback else [])]
 
-    def input_currents(self, x: Tensor) -> Iterator[Tensor]:
-        """``W_0 x(t) + b_0`` for ``t = 1..T``."""
-        if self.event_input:
-            return (current for frames in self.frames_of_currents(x) for current in frames)
-        current = self.input.current(x)
-        return (current for _ in range(self.time_step))
+    def gates(self, factors: list[Tensor]) -> list[Tensor]:
+        """What signals of the post-synaptic layer of every connection are multiplied with on their way back: a factor
+        of each layer, and the dropout mask, as it scales the current."""
+        return [factor if c.dropout is None else factor * c.dropout
+                for c, factor in zip(self.connections, self.targets(factors))]
 
-    def frames_of_currents(self, x: Tensor) -> Iterator[Tensor]:
-        """The currents of event input, some steps at a time, ``(frames, batch, *shape)``."""
+    def input_currents(self, x: Tensor) -> Iterator[Tensor]:
+        """``W_0 x(t) + b_0``, some steps at a time, ``(steps, batch, *shape)``; a constant one only once."""
+        if not self.event_input:
+            yield self.input.current(x)[None]
+            return
+        own = self.input
         for frames in x.split(FRAMES_PER_PRODUCT):
             flat = frames.flatten(0, 1).contiguous(memory_format=layout(frames[0]))
-            raw = self.input.synapse.current(flat, self.input.weight, self.input.bias, self.input.output_shape)
-            currents = raw.unflatten(0, frames.shape[:2])
-            yield currents if self.input.dropout is None else currents * self.input.dropout
-
-
-def zeros(connection: Connection, batch: int, *, like: Tensor) -> Tensor:
-    """Zeros in the shape and memory layout of the layer that ``connection`` ends in."""
-    state = torch.zeros((batch, *connection.output_shape), dtype=like.dtype, device=like.device)
-    return state.contiguous(memory_format=layout(state))
+            currents = own.synapse.current(flat, own.weight, own.bias, own.output_shape).unflatten(0, frames.shape[:2])
+            yield currents if own.dropout is None else currents * own.dropout

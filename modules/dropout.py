@@ -18,15 +18,11 @@ def draw_keys(batch: int, device: torch.device) -> Tensor:
 
 
 def dropout_mask(keys: Tensor, shape: Shape, *, p: float, stream: int, dtype: torch.dtype) -> Tensor:
-    """Mask of 0, with probability ``p``, and ``1/(1-p)``.
+    """Mask of 0, with probability ``p``, and ``1/(1-p)``, ``(batch, *shape)`` in the memory layout of simulations.
 
     Args:
         keys: of the samples, int64 ``(batch,)``, any numbers.
-        shape: of the layer, without the batch dimension.
         stream: number of the mask among those of a sample; masks of two streams are unrelated.
-
-    Returns:
-        ``(batch, *shape)`` in the memory layout of simulations.
     """
     units = torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=keys.device).view(1, *shape)
     units = _mix_(units).contiguous(memory_format=layout(units))

@@ -1,6 +1,7 @@
 """FeedbackSNN: a feedback spiking network as an ordinary module, built from synapses and neuron parameters."""
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ class FeedbackSNN(nn.Module):
         time_step, time_step_back: simulated steps of the forward and the backward network, >= 1.
         event_input: inputs are recordings, one frame per step, ``(batch, frames, ...)`` with ``frames >= time_step``,
             of which the first ``time_step`` are used.
-        engine: what simulates: a name that :func:`modules.engines.select` takes, such as 'auto', 'dense', 'event',
-            'cuda:bf16', or an object with the interface of :class:`modules.engines.Engine`.
+        engine: what simulates: a name that :func:`modules.engines.select` takes, such as 'dense' or 'cuda:bf16', or an
+            object with the interface of :class:`modules.engines.Engine`.
         method: of the backward pass, 'spide', by spikes, or 'ide', in floats.
         tolerance, max_sweeps: of IDE: relative change of a sweep at which it stops, > 0, and most sweeps, >= 1.
 
@@ -87,61 +88,50 @@ class FeedbackSNN(nn.Module):
             return METHODS[self.method].apply(circuit, engine, statistics, x, *circuit.tensors)
 
     def bind(self, x: Tensor, keys: Tensor | None = None) -> tuple[Circuit, Tensor]:
-        """What an engine simulates in a call on ``x``: everything that the call holds fixed, and the input.
-
-        Args:
-            x, keys: as for :meth:`forward`.
+        """What an engine simulates in a call; arguments and errors as of :meth:`forward`.
 
         Returns:
             The circuit, with weights and dropout masks; and the input as engines take it, ``(batch, ...)`` laid out,
             or for event input time first, ``(T, batch, ...)``.
-
-        Raises:
-            ValueError: as :meth:`forward`.
         """
         if x.dtype != self._dtype(x):
             raise ValueError(f"the input is in {x.dtype} and the network's weights in {self._dtype(x)}: convert one")
-        if self.event_input:
-            if x.ndim < 2 or x.shape[1] < self.time_step:
-                raise ValueError(f"event input must hold at least time_step = {self.time_step} frames in dimension 1, "
-                                 f"got a tensor of shape {tuple(x.shape)}")
-            x = x[:, :self.time_step].transpose(0, 1)
+        if not self.event_input:
+            x = sample = x.contiguous(memory_format=layout(x))
+        elif x.ndim < 2 or x.shape[1] < self.time_step:
+            raise ValueError(f"event input must hold at least time_step = {self.time_step} frames in dimension 1, "
+                             f"got a tensor of shape {tuple(x.shape)}")
         else:
-            x = x.contiguous(memory_format=layout(x))
-        sample = x[0] if self.event_input else x
-        names, synapses = zip(*self._synapses().items())
-        shapes = [tuple(sample.shape[1:]), *self.layer_shapes(tuple(sample.shape[1:]))]
-        routes = list(zip(shapes[:-1], shapes[1:]))
+            x = x[:, :self.time_step].transpose(0, 1)
+            sample = x[0]
+        shapes = [tuple(sample.shape[1:]), *self.layer_shapes(sample.shape[1:])]
+        synapses = {"input": self.input, **{f"layers.{number}": synapse for number, synapse in enumerate(self.layers)}}
+        ends = [*pairwise(shapes)]
         if self.feedback is not None:
             if not self.feedback.reaches(shapes[-1], shapes[1]):
                 raise ValueError(f"the feedback synapse {self.feedback} does not lead from the last layer, of shape "
                                  f"{shapes[-1]}, to layer 0, of shape {shapes[1]}")
-            routes.append((shapes[-1], shapes[1]))
-        drops = [synapse.dropout if synapse.training else 0.0 for synapse in synapses]
+            synapses["feedback"] = self.feedback
+            ends.append((shapes[-1], shapes[1]))
+        drops = [synapse.dropout if synapse.training else 0.0 for synapse in synapses.values()]
         if keys is None and any(drops):
             keys = draw_keys(len(sample), x.device)
         connections = []
-        for stream, (name, synapse, p, (source, target)) in enumerate(zip(names, synapses, drops, routes)):
+        for stream, ((name, synapse), p, (source, target)) in enumerate(zip(synapses.items(), drops, ends)):
             weight, bias, *further = synapse.read()
             mask = dropout_mask(keys, target, p=p, stream=stream, dtype=x.dtype) if p else None
             connections.append(Connection(name=name, synapse=synapse, weight=weight, bias=bias, further=tuple(further),
-                                          input_shape=source, output_shape=target, dropout=mask,
-                                          dropout_scale=1 / (1 - p)))
+                                          dropout=mask, input_shape=source, output_shape=target))
         return Circuit(connections=tuple(connections), has_feedback=self.feedback is not None, neuron=self.neuron,
                        couple=self.couple, time_step=self.time_step, time_step_back=self.time_step_back,
                        tolerance=self.tolerance, max_sweeps=self.max_sweeps, event_input=self.event_input), x
 
     def layer_shapes(self, input_shape: Shape) -> list[Shape]:
         """Shape of every layer, without the batch dimension, for one input image or frame of ``input_shape``."""
-        shapes = []
+        shapes = [tuple(input_shape)]
         for synapse in (self.input, *self.layers):
-            shapes.append(synapse.output_shape(shapes[-1] if shapes else tuple(input_shape)))
-        return shapes
-
-    def _synapses(self) -> dict[str, Synapse]:
-        """All synapses by name, in the order of a circuit's connections."""
-        layers = {f"layers.{number}": synapse for number, synapse in enumerate(self.layers)}
-        return {"input": self.input, **layers, **({} if self.feedback is None else {"feedback": self.feedback})}
+            shapes.append(synapse.output_shape(shapes[-1]))
+        return shapes[1:]
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """The number format of the weights; that of ``x`` for a network without any."""

@@ -25,48 +25,36 @@ class IDE(ImplicitGradient):
     def solve(cls, circuit: Circuit, engine: Engine, gradient: Tensor, masks: list[Tensor],
               statistics: SpikeStatistics | None) -> list[Tensor]:
         """``beta`` in floats. Where sweeps do not converge, the iterate that changed least, and one warning."""
-        gates = [c.gate(mask / circuit.neuron.quantum)
-                 for c, mask in zip(circuit.connections, circuit.targets(masks))]
-        betas, sweeps, residual = sweep(circuit, gradient, gates), 1, 0.0
-        if circuit.feedback is not None:
-            best, least, residual = betas, torch.inf, torch.inf
-            while sweeps < circuit.max_sweeps:
-                for _ in range(min(INTERVAL.get(gradient.device.type, 1), circuit.max_sweeps - sweeps)):
-                    before, betas = betas, sweep(circuit, gradient, gates, betas[0])
-                    sweeps += 1
-                change, size = _norms(betas, before)
-                if not change <= GROWTH * least:  # grown, or no longer a number
-                    break
-                if change <= least:
-                    best, least, residual = betas, change, change / size if size else 0.0
-                if residual <= circuit.tolerance:
-                    break
-            betas = best
-            if residual > circuit.tolerance:
-                warn_once("ide", sentence=
-                          f"the implicit gradient did not converge: after {sweeps} sweeps the least change of "
-                          f"one was {residual:.2g} of its size, not {circuit.tolerance:g}, and that iterate is used; "
-                          "restrict the feedback synapse's norm (max_norm), or allow more sweeps or a larger tolerance")
+        gates = circuit.gates([mask / circuit.neuron.quantum for mask in masks])
+        betas = best = sweep(circuit, gradient, gates)
+        sweeps, least, residual = 1, torch.inf, torch.inf if circuit.has_feedback else 0.0
+        while residual > circuit.tolerance and sweeps < circuit.max_sweeps:
+            for _ in range(min(INTERVAL.get(gradient.device.type, 1), circuit.max_sweeps - sweeps)):
+                before, betas = betas, sweep(circuit, gradient, gates, betas[0])
+                sweeps += 1
+            changes = sum((a - b).square().sum() for a, b in zip(betas, before))
+            change, size = torch.stack([changes, sum(a.square().sum() for a in betas)]).sqrt().tolist()
+            if not change <= GROWTH * least:  # grown, or no longer a number
+                break
+            if change <= least:
+                best, least, residual = betas, change, change / size if size else 0.0
+        if residual > circuit.tolerance:
+            warn_once("ide", sentence=
+                      f"the implicit gradient did not converge: after {sweeps} sweeps the least change of one was "
+                      f"{residual:.2g} of its size, not {circuit.tolerance:g}, and that iterate is used; restrict the "
+                      "feedback synapse's norm (max_norm), or allow more sweeps or a larger tolerance")
         if statistics is not None:
             statistics.sweeps, statistics.residual = gradient.new_tensor(sweeps), gradient.new_tensor(residual)
-        return betas
+        return best
 
 
 def sweep(circuit: Circuit, gradient: Tensor, gates: list[Tensor], first: Tensor | None = None) -> list[Tensor]:
-    """One turn from the last layer to the first: ``beta_{N-1} = g + F^T (m_0 beta_0) / kappa``, ``beta_{l-1} = W_l^T
-    (m_l beta_l) / kappa``.
+    """One turn from the last layer to the first, ``first`` being the ``beta_0`` of the turn before, if any.
 
-    Args:
-        gradient: ``g``; gates: ``m / kappa`` and dropout, per connection; first: ``beta_0`` of the turn before, if any.
+    ``beta_{N-1} = g + F^T (m_0 beta_0) / kappa``, ``beta_{l-1} = W_l^T (m_l beta_l) / kappa``; the gates are ``m /
+    kappa`` and dropout.
     """
-    current = gradient if first is None else gradient + circuit.feedback.transpose(first * gates[-1])
-    betas = [current]
+    betas = [gradient if first is None else gradient + circuit.feedback.transpose(first * gates[-1])]
     for layer in range(len(circuit.feedforward) - 1, 0, -1):
         betas.append(circuit.feedforward[layer].transpose(betas[-1] * gates[layer]))
     return betas[::-1]
-
-
-def _norms(betas: list[Tensor], before: list[Tensor]) -> list[float]:
-    """Euclidean norms, over all layers, of a change and of what it led to; waits for the device once."""
-    change = sum((a - b).square().sum() for a, b in zip(betas, before))
-    return torch.stack([change, sum(a.square().sum() for a in betas)]).sqrt().tolist()

@@ -6,6 +6,7 @@ theorem gives ``d = m (g e_{N-1} + J^T d)``, one linear fixed-point equation (ID
 backward pass is a way of solving it. What is left for autograd is one local product per synapse: pre-synaptic firing
 rate times post-synaptic ``d``.
 """
+import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -23,21 +24,18 @@ class SpikeStatistics:
     """What one forward pass and its backward pass did; pass a new one to each call that wants it.
 
     Entries are filled when the passes run, stay on the device, and are None before that.
-
-    Attributes:
-        neurons: number of neurons of each layer.
-        forward_rates: mean number of spikes per neuron and step of each layer, in [0, 1], shape ``(layers,)``.
-        backward_rates: the same of backward spikes of either sign; None for IDE, which has none.
-        saturated: share of output units that fired at every backward step with one sign, in [0, 1], 0-dim; or None.
-        sweeps: of IDE, how often the ring was swept; residual: relative change in the last sweep, 0-dim; or None.
     """
 
-    neurons: list[int] = field(default_factory=list)
-    forward_rates: Tensor | None = None
-    backward_rates: Tensor | None = None
-    saturated: Tensor | None = None
-    sweeps: Tensor | None = None
-    residual: Tensor | None = None
+    neurons: list[int] = field(default_factory=list)  # of each layer
+    forward_rates: Tensor | None = None  # mean number of spikes per neuron and step, in [0, 1], (layers,)
+    backward_rates: Tensor | None = None  # the same of backward spikes of either sign
+    saturated: Tensor | None = None  # share of output units that fired at every backward step with one sign, 0-dim
+    sweeps: Tensor | None = None  # of IDE, which has no backward spikes: how often the ring was swept, 0-dim
+    residual: Tensor | None = None  # of IDE: relative change in the last sweep, 0-dim
+
+
+class NotFiniteError(ValueError):
+    """An input, a weight or a gradient that holds numbers that are not finite."""
 
 
 class ImplicitGradient(torch.autograd.Function):
@@ -49,31 +47,23 @@ class ImplicitGradient(torch.autograd.Function):
     @classmethod
     def solve(cls, circuit: Circuit, engine: Engine, gradient: Tensor, masks: list[Tensor],
               statistics: SpikeStatistics | None) -> list[Tensor]:
-        """Solve ``beta = g e_{N-1} + J^T (m beta)``; may run without autograd.
+        """Solve ``beta = g e_{N-1} + J^T (m beta)``, ``(batch, *layer_shape)`` for every layer; without autograd.
 
         Args:
-            circuit: the network, laid out; engine: what simulated its forward pass.
+            engine: what simulated the forward pass of the circuit.
             gradient: ``g``, ``(batch, *shape of the last layer)``; masks: per layer, which units pass gradient.
             statistics: to fill in the backward half of, or None.
-
-        Returns:
-            ``beta`` of every layer, ``(batch, *layer_shape)``.
         """
         raise TypeError(f"{cls.__name__} is abstract: use SPIDE or IDE")
 
     @classmethod
     def forward(cls, ctx, circuit: Circuit, engine: Engine, statistics: SpikeStatistics | None, x: Tensor,
                 *tensors: Tensor | None) -> Tensor:
-        """Simulate the forward network.
+        """Simulate the forward network; rates of the last layer, ``(batch, *layer_shape)`` in [0, 1].
 
         Args:
-            circuit: network and dynamics; its own weights are replaced by ``tensors``.
-            engine: what simulates; statistics: filled in if given.
+            circuit: network and dynamics; its own weights are replaced by ``tensors``, which are ``circuit.tensors``.
             x: ``(batch, ...)``, or ``(T, batch, ...)`` for event input.
-            tensors: ``circuit.tensors``.
-
-        Returns:
-            Firing rates ``(batch, *layer_shape)`` in [0, 1].
 
         Raises:
             ValueError: the input or a weight is not finite. On a GPU the rates are not a number then, so that nobody
@@ -98,8 +88,7 @@ class ImplicitGradient(torch.autograd.Function):
     def backward(cls, ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Solve for ``beta``, then form ``dW_l = d_l (x) a_{l-1}`` with ``d_l = m_l beta_l / kappa``.
 
-        Raises:
-            ValueError: the gradient is not finite; on a GPU those of the parameters are not a number then.
+        A gradient that is not finite is refused as such an input is.
         """
         x, *saved = ctx.saved_tensors
         masks, rates, tensors = saved[:ctx.layers], saved[ctx.layers:2 * ctx.layers], saved[2 * ctx.layers:]
@@ -110,19 +99,18 @@ class ImplicitGradient(torch.autograd.Function):
             betas = cls.solve(circuit, ctx.engine, gradient, masks, ctx.statistics)
             if doubt is not None:
                 betas = [beta + doubt for beta in betas]
-            errors = [mask * beta / circuit.neuron.quantum for mask, beta in zip(masks, betas)]
-            weights = leak_weights(circuit.time_step, circuit.neuron.leak, like=x) if circuit.event_input else None
-            mean_input = x if weights is None else torch.tensordot(weights, x, dims=1)
+            errors = circuit.gates([mask * beta / circuit.neuron.quantum for mask, beta in zip(masks, betas)])
+            mean_input = x
+            if circuit.event_input:
+                weights = leak_weights(circuit.time_step, circuit.neuron.leak, like=x)
+                mean_input = torch.tensordot(weights, x, dims=1)
             wants_x, *wants = ctx.needs_input_grad[3:]
-            x_gradient, found = None, []
-            for connection, source, error, own in zip(circuit.connections, circuit.sources(mean_input, rates),
-                                                      circuit.targets(errors), circuit.split(wants)):
-                if wants_x and connection is circuit.input:
-                    x_gradient = connection.transpose(connection.gate(error))
-                found += parameter_gradients(connection, source, error, own)
-            if x_gradient is not None and weights is not None:
+            x_gradient = circuit.input.transpose(errors[0]) if wants_x else None
+            if wants_x and circuit.event_input:
                 x_gradient = torch.tensordot(weights, x_gradient, dims=0)
-        return None, None, None, x_gradient, *found
+            found = [parameter_gradients(*of_one) for of_one in zip(
+                circuit.connections, circuit.sources(mean_input, rates), errors, circuit.split(wants))]
+        return None, None, None, x_gradient, *itertools.chain.from_iterable(found)
 
 
 def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
@@ -130,44 +118,30 @@ def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
     """Gradients of one connection for its tensors: ``d (x) a`` for the weight, the sum of ``d`` for the bias.
 
     Args:
-        connection: the synapse, its tensors and its dropout mask, which scales the gradients too.
-        source: pre-synaptic firing rates ``(batch, *input_shape)``.
-        error: gradient ``d`` of the loss for the current, ``(batch, *output_shape)``.
+        source: pre-synaptic firing rates ``a``, ``(batch, *input_shape)``.
+        error: gradient ``d`` of the loss for the current without dropout, ``(batch, *output_shape)``.
         wanted: which of ``connection.tensors`` to differentiate for; the others come back as None.
     """
-    synapse, weight, bias, further = connection.synapse, connection.weight, connection.bias, connection.further
     if error.device.type == "cpu" and not error.any():  # no spike came so far; a GPU would have to be waited for
         return [torch.zeros_like(t) if want else None for t, want in zip(connection.tensors, wanted)]
-    error = connection.gate(error)
-    found = [*synapse.parameter_gradients(source, weight, bias, error, wanted[:2])]
-    if any(wanted[2:]):
-        found += synapse.further_gradients(source, weight, bias, error, further)
-    else:
-        found += [None] * len(further)
-    return found
+    weight, bias, *further = connection.tensors
+    found = connection.synapse.parameter_gradients(source, weight, bias, error, wanted, *further)
+    return [*found, *[None] * (len(wanted) - len(found))]
 
 
 def _doubt(tensors: dict[str, Tensor | None]) -> Tensor | None:
     """Refuse numbers that are not finite, which thresholds would hide: an input of NaN never reaches one.
 
-    Returns:
-        None on a CPU. Elsewhere, where a look would have to wait for the device, 0, or NaN if any number is not
-        finite: to add to a result, 0-dim.
-
-    Raises:
-        ValueError: on a CPU, with the name of the tensor.
+    On a CPU this is a NotFiniteError with the name of the tensor, or else None. Elsewhere, where a look would have to
+    wait for the device, it is 0, or NaN if any number is not finite: to add to a result, 0-dim.
     """
     named = {name: t for name, t in tensors.items() if t is not None}
     if next(iter(named.values())).device.type != "cpu":
         return sum((t * 0).sum() for t in named.values())
     for name, tensor in named.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"the {name} holds numbers that are not finite ({describe_bad(tensor)})")
+        bad = ~torch.isfinite(tensor)
+        if bad.any():
+            first = tuple(bad.nonzero()[0].tolist())
+            raise NotFiniteError(f"the {name} holds numbers that are not finite ({int(bad.sum())} of {bad.numel()}, "
+                                 f"the first, {tensor[first].item()}, at {first})")
     return None
-
-
-def describe_bad(tensor: Tensor) -> str:
-    """How many entries of a tensor are not finite, and where the first one is."""
-    bad = ~torch.isfinite(tensor)
-    first = tuple(bad.nonzero()[0].tolist())
-    return f"{int(bad.sum())} of {bad.numel()}, the first, {tensor[first].item()}, at {first}"

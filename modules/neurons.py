@@ -11,27 +11,34 @@ import torch
 from torch import Tensor
 
 
-def leak_in(leak: float, dtype: torch.dtype) -> float:
-    """The leak as numbers of ``dtype`` hold it: 1 - 1e-8 is 1 in float32, and such a neuron does not leak."""
-    return torch.tensor(leak, dtype=dtype).item()
+@dataclass(frozen=True, kw_only=True)
+class _Neuron:
+    """The numbers of a neuron; one out of its range is a ValueError."""
 
+    v_threshold: float
+    u_rest: float | None = None
+    leak: float
 
-def leak_weights(steps: int, leak: float, *, like: Tensor) -> Tensor:
-    """Weights ``leak^(T-t) / sum`` of the steps ``t = 1..T`` in a firing rate, shape ``(steps,)``, summing to 1."""
-    ages = torch.arange(steps - 1, -1, -1, device=like.device, dtype=torch.float64)
-    weights = leak_in(leak, like.dtype) ** ages
-    return (weights / weights.sum()).to(like.dtype)
+    def __post_init__(self) -> None:
+        for name, value in (("v_threshold", self.v_threshold), ("u_rest", self.u_rest or 0.0), ("leak", self.leak)):
+            if not isinstance(value, Real):
+                raise ValueError(f"{name} must be a plain number, not a {type(value).__name__}: "
+                                 "neurons are not trained")
+        if not 0 < self.v_threshold < math.inf:
+            raise ValueError(f"a firing threshold must be positive, not {self.v_threshold}")
+        if self.u_rest is None:
+            object.__setattr__(self, "u_rest", -self.v_threshold)
+        if not -math.inf < self.u_rest < self.v_threshold:
+            raise ValueError(f"u_rest ({self.u_rest}) must be below the threshold ({self.v_threshold})")
 
-
-def leak_sum(steps: int, leak: float, dtype: torch.dtype = torch.float64) -> float:
-    """Sum of ``leak^(T-t)`` over ``t = 1..T``: what a leaky spike count is divided by to become a rate."""
-    leak = leak_in(leak, dtype)
-    # Added up one by one: the closed form, a quotient of two small differences, is far off for a leak close to 1.
-    return float(steps) if leak == 1 else math.fsum(leak**age for age in range(steps))
+    @property
+    def quantum(self) -> float:
+        """What one spike takes from the potential: kappa = v_threshold - u_rest."""
+        return self.v_threshold - self.u_rest
 
 
 @dataclass(frozen=True, kw_only=True)
-class LIF:
+class LIF(_Neuron):
     """Leaky integrate-and-fire neuron with reset by subtraction.
 
     One step: ``u += I``; ``s = [u >= v_threshold]``; ``u = leak * (u - quantum * s)``.
@@ -40,24 +47,14 @@ class LIF:
         v_threshold: firing threshold, > 0.
         u_rest: potential that a spike resets towards, below the threshold; ``-v_threshold`` by default.
         leak: factor that remains of the potential after a step, in (0, 1).
-
-    Raises:
-        ValueError: a parameter is out of its range.
     """
 
     v_threshold: float = 1.0
-    u_rest: float | None = None
-    leak: float
 
     def __post_init__(self) -> None:
-        _settle_reset(self)
+        super().__post_init__()
         if not 0 < self.leak < 1:
             raise ValueError(f"the leak of a LIF neuron must lie in (0, 1), not {self.leak}: use IF for no leak")
-
-    @property
-    def quantum(self) -> float:
-        """What one spike takes from the potential: kappa = v_threshold - u_rest."""
-        return self.v_threshold - self.u_rest
 
     def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
         """Advance by one step, in place: update ``potential``, overwrite ``spikes`` with 0 or 1 (all of one shape)."""
@@ -75,38 +72,28 @@ class IF(LIF):
     leak: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
-        _settle_reset(self)
+        _Neuron.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TernaryCouple:
+class TernaryCouple(_Neuron):
     """Two coupled neurons that fire spikes of value -1, 0 or 1: the unit of the backward network (SPIDE, section 4.2).
 
     One step: ``v += J``; ``s = [v >= v_threshold] - [v <= -v_threshold]``; ``v = leak * (v - quantum * s)``. The
-    signal that a spike carries is ``r = quantum * s``.
+    signal that a spike carries is ``r = quantum * s``, with the quantum kappa_b of the couple.
 
     Args:
-        v_threshold: firing threshold of both neurons, > 0.
-        u_rest: reset of both, below the threshold; ``-v_threshold`` by default.
-        leak: as in :class:`LIF`, 1 for none. A FeedbackSNN gives its couples the leak of its forward neurons.
-
-    Raises:
-        ValueError: a parameter is out of its range.
+        v_threshold, u_rest: of both neurons, as in :class:`LIF`.
+        leak: in (0, 1], 1 for none. A FeedbackSNN gives its couples the leak of its forward neurons.
     """
 
     v_threshold: float = 0.5
-    u_rest: float | None = None
     leak: float = 1.0
 
     def __post_init__(self) -> None:
-        _settle_reset(self)
+        super().__post_init__()
         if not 0 < self.leak <= 1:
             raise ValueError(f"the leak of a ternary couple must lie in (0, 1], not {self.leak}")
-
-    @property
-    def quantum(self) -> float:
-        """What one spike takes from the potential and carries on: kappa_b = v_threshold - u_rest."""
-        return self.v_threshold - self.u_rest
 
     def step_(self, potential: Tensor, current: Tensor, spikes: Tensor, negative: Tensor) -> Tensor:
         """Advance by one step, in place, and return how many units fired (a 0-dim tensor on the device).
@@ -124,14 +111,19 @@ class TernaryCouple:
         return fired
 
 
-def _settle_reset(neuron: LIF | TernaryCouple) -> None:
-    """Fill in the default reset potential and check it against the threshold."""
-    for name, value in (("v_threshold", neuron.v_threshold), ("u_rest", neuron.u_rest or 0.0), ("leak", neuron.leak)):
-        if not isinstance(value, Real):
-            raise ValueError(f"{name} must be a plain number, not a {type(value).__name__}: neurons are not trained")
-    if not 0 < neuron.v_threshold < math.inf:
-        raise ValueError(f"a firing threshold must be positive, not {neuron.v_threshold}")
-    if neuron.u_rest is None:
-        object.__setattr__(neuron, "u_rest", -neuron.v_threshold)
-    if not -math.inf < neuron.u_rest < neuron.v_threshold:
-        raise ValueError(f"u_rest ({neuron.u_rest}) must be below the threshold ({neuron.v_threshold})")
+def leak_in(leak: float, dtype: torch.dtype) -> float:
+    """The leak as numbers of ``dtype`` hold it: 1 - 1e-8 is 1 in float32, and such a neuron does not leak."""
+    return torch.tensor(leak, dtype=dtype).item()
+
+
+def leak_weights(steps: int, leak: float, *, like: Tensor) -> Tensor:
+    """Weights ``leak^(T-t) / sum`` of the steps ``t = 1..T`` in a firing rate, shape ``(steps,)``, summing to 1."""
+    ages = torch.arange(steps - 1, -1, -1, device=like.device, dtype=torch.float64)
+    weights = leak_in(leak, like.dtype) ** ages
+    return (weights / weights.sum()).to(like.dtype)
+
+
+def leak_sum(steps: int, leak: float) -> float:
+    """Sum of ``leak^(T-t)`` over ``t = 1..T``: what a leaky spike count is divided by to become a rate."""
+    # Added up one by one: the closed form, a quotient of two small differences, is far off for a leak close to 1.
+    return float(steps) if leak == 1 else math.fsum(leak**age for age in range(steps))

@@ -9,6 +9,7 @@ neither 0 nor 1; and the product of rates and errors that makes a weight's gradi
 """
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,15 +33,14 @@ Way = tuple[str, Arrivals]  # how spikes come to a layer: by which connection
 
 @dataclass
 class Counts:
-    """What one phase of one batch did; lists hold an entry per layer, dictionaries one per connection, by its name.
+    """What one phase of one batch did.
 
     Attributes:
         phase: 'forward' or 'backward'; steps: T or T_B; samples: in the batch.
-        spikes: number of spikes of each unit, of either sign, ``(batch, *layer_shape)``.
-        received: neuron updates of units that received something, over batch and steps.
-        operations: synaptic operations, over batch and steps; products: multiply-accumulates.
-        couplings: pairs of units that a spike could have joined, over the batch; active: those among them whose sender
-            fired at all.
+        spikes: per layer, number of spikes of each unit, of either sign, ``(batch, *layer_shape)``.
+        received: per layer, neuron updates of units that received something, over batch and steps.
+        operations: by connection, synaptic operations, over batch and steps; products: multiply-accumulates.
+        couplings: by connection, pairs of units that a spike could have joined, over the batch.
     """
 
     phase: str
@@ -48,10 +48,9 @@ class Counts:
     samples: int
     spikes: list[Tensor]
     received: list[float]
-    operations: dict[str, float] = field(default_factory=dict)
-    products: dict[str, float] = field(default_factory=dict)
-    couplings: dict[str, float] = field(default_factory=dict)
-    active: dict[str, float] = field(default_factory=dict)
+    operations: Counter[str] = field(default_factory=Counter)
+    products: Counter[str] = field(default_factory=Counter)
+    couplings: Counter[str] = field(default_factory=Counter)
 
     @property
     def updates(self) -> list[int]:
@@ -62,9 +61,9 @@ class Counts:
         """Everything as plain numbers, per sample; spikes per layer."""
         layers = {"spikes": [_total(spikes) for spikes in self.spikes], "updates": self.updates,
                   "received": self.received}
-        return {"steps": self.steps, **{name: [n / self.samples for n in own] for name, own in layers.items()},
+        return {"steps": self.steps, **{kind: [n / self.samples for n in own] for kind, own in layers.items()},
                 **{kind: {name: n / self.samples for name, n in getattr(self, kind).items()}
-                   for kind in ("operations", "products", "couplings", "active")}}
+                   for kind in ("operations", "products", "couplings")}}
 
 
 def couplings(connection: Connection, like: Tensor) -> tuple[Arrivals, Arrivals]:
@@ -89,20 +88,14 @@ def couplings(connection: Connection, like: Tensor) -> tuple[Arrivals, Arrivals]
         ones = None if weight is None else (weight != 0).float()
         return (lambda units: (synapse.current(units.float(), ones, None, target) / scale).round_(),
                 lambda units: (synapse.transpose(units.float(), ones, source) / scale).round_())
-    matrix = _probe(connection, like)
+    rows = []
+    for units in torch.arange(math.prod(target), device=like.device).split(PROBES):
+        probes = like.new_zeros(len(units), math.prod(target)).scatter_(1, units[:, None], 1)
+        found = connection.transpose(probes.unflatten(1, target))
+        rows.append((found.flatten(1) != 0).float().to_sparse())
+    matrix = torch.cat(rows).coalesce()  # (units of the target, units of the source)
     return (lambda units: (matrix @ units.float().flatten(1).T).T.unflatten(1, target),
             lambda units: (matrix.T @ units.float().flatten(1).T).T.unflatten(1, source))
-
-
-def _probe(connection: Connection, like: Tensor) -> Tensor:
-    """The matrix of couplings, 1 where one is not zero, sparse ``(units of the target, units of the source)``."""
-    size, rows = math.prod(connection.output_shape), []
-    for units in torch.arange(size, device=like.device).split(PROBES):
-        probes = like.new_zeros(len(units), size)
-        probes[torch.arange(len(units)), units] = 1
-        found = connection.transpose(probes.unflatten(1, connection.output_shape))
-        rows.append((found.flatten(1) != 0).float().to_sparse())
-    return torch.cat(rows).coalesce()
 
 
 class _Counting:
@@ -133,7 +126,7 @@ class _Counting:
             received = received | (arriving > 0)
         counts.received[layer] += _total(received)
         self.fired[position] = spikes != 0
-        counts.spikes[layer] += self.fired[position]
+        counts.spikes[layer] = counts.spikes[layer] + self.fired[position]
         if self.watch is not None:
             self.watch(counts.phase, layer, potential, spikes)
         return result
@@ -153,7 +146,7 @@ class Recorder:
         >>> network.engine = recorder = Recorder()
         >>> network(x).sum().backward()
         >>> recorder.backward.operations
-        {'layers.0': 5311.0, 'feedback': 1880.0}
+        Counter({'layers.0': 5311.0, 'feedback': 1880.0})
     """
 
     name = "recorder"
@@ -166,42 +159,42 @@ class Recorder:
     @torch.no_grad()
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
         """See :class:`modules.engines.Engine`."""
-        counts = self.forward = _nothing("forward", circuit, x.shape[int(circuit.event_input)], circuit.time_step, x)
-        ways = [(c.name, _arrivals(couplings(c, x)[0], receivers=_kept(c, counts.samples, x)))
-                for c in circuit.connections]
-        ring = [ways[-1] if circuit.has_feedback else None, *ways[1:len(circuit.feedforward)]]
-        neuron = _Counting(circuit.neuron, counts, ring, _inputs(circuit, x, ways[0], counts), range(len(ring)),
-                           self.watch)
-        result = DENSE.simulate_forward(replace(circuit, neuron=neuron), x)
-        fired = circuit.sources((x != 0).any(0) if circuit.event_input else x != 0, result.counts)
-        for (name, arrivals), source in zip(ways, fired):
-            counts.couplings[name] = _total(arrivals(torch.ones_like(source)))
-            counts.active[name] = _total(arrivals(source != 0))
-        return result
+        samples, layers = x.shape[int(circuit.event_input)], range(len(circuit.feedforward))
+        counts = self.forward = Counts("forward", circuit.time_step, samples, [x.new_zeros(())] * len(layers),
+                                       [0.0] * len(layers))
+        ways = []
+        for c in circuit.connections:
+            kept = c.gate(x.new_ones(samples, *c.output_shape)) != 0
+            ways.append((c.name, _arrivals(couplings(c, x)[0], True, kept)))
+            counts.couplings[c.name] = _total(ways[-1][1](x.new_ones(samples, *c.input_shape)))
+        ring = [ways[-1] if circuit.has_feedback else None, *ways[1:len(layers)]]
+        neuron = _Counting(circuit.neuron, counts, ring, _inputs(circuit, x, ways[0], counts), layers, self.watch)
+        return DENSE.simulate_forward(replace(circuit, neuron=neuron), x)
 
     @torch.no_grad()
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
         """See :class:`modules.engines.Engine`."""
-        counts = self.backward = _nothing("backward", circuit, len(gradient), circuit.time_step_back, gradient)
+        samples, layers = len(gradient), range(len(masks))
+        counts = self.backward = Counts("backward", circuit.time_step_back, samples,
+                                        [gradient.new_zeros(())] * len(layers), [0.0] * len(layers))
         masks, ways = [mask != 0 for mask in masks], []
         for c, sends, receives in zip(circuit.connections, circuit.targets(masks), circuit.sources(None, masks)):
             arriving, reached = couplings(c, gradient)
-            gate = sends & _kept(c, counts.samples, gradient)
+            senders = c.gate(sends.to(gradient.dtype)) != 0
             if any(parameter.requires_grad for parameter in c.synapse.parameters()):
-                sources = torch.ones(counts.samples, *c.input_shape, device=gradient.device)
-                counts.products[c.name] = _total(arriving(sources) * gate)
+                counts.products[c.name] = _total(arriving(gradient.new_ones(samples, *c.input_shape)) * senders)
             if c is not circuit.input:
-                ways.append((c.name, _arrivals(reached, senders=gate, receivers=receives)))
-                counts.couplings[c.name] = _total(ways[-1][1](torch.ones_like(gate)))
+                ways.append((c.name, _arrivals(reached, senders, receives)))
+                counts.couplings[c.name] = _total(ways[-1][1](senders))
         ring = [ways.pop() if circuit.has_feedback else None, *ways[::-1]]
-        couple = _Counting(circuit.couple, counts, ring, itertools.repeat((gradient != 0) & masks[-1]),
-                           range(len(ring))[::-1], self.watch)
+        couple = _Counting(circuit.couple, counts, ring, itertools.repeat((gradient != 0) & masks[-1]), layers[::-1],
+                           self.watch)
         return DENSE.simulate_backward(replace(circuit, couple=couple), gradient, masks)
 
 
-def _arrivals(spread: Arrivals, receivers: Tensor, senders: Tensor | None = None) -> Arrivals:
-    """Of couplings, those from some units, by default all, to some."""
-    return lambda fired: spread(fired if senders is None else fired & senders) * receivers
+def _arrivals(spread: Arrivals, senders: Tensor | bool, receivers: Tensor) -> Arrivals:
+    """Of couplings, those from some units to some."""
+    return lambda fired: spread((fired != 0) & senders) * receivers
 
 
 def _inputs(circuit: Circuit, x: Tensor, way: Way, counts: Counts) -> Iterator[Tensor]:
@@ -214,23 +207,8 @@ def _inputs(circuit: Circuit, x: Tensor, way: Way, counts: Counts) -> Iterator[T
     for frame in x:
         spikes, values = arrivals(frame == 1), arrivals((frame != 0) & (frame != 1))
         counts.operations[name] += _total(spikes)
-        counts.products[name] = counts.products.get(name, 0) + _total(values)
+        counts.products[name] += _total(values)
         yield spikes + values > 0
-
-
-def _nothing(phase: str, circuit: Circuit, samples: int, steps: int, like: Tensor) -> Counts:
-    """Counts before the first step; no backward spike goes through the input synapse."""
-    shapes = [c.output_shape for c in circuit.feedforward]
-    names = [c.name for c in circuit.connections[phase == "backward":]]
-    return Counts(phase, steps, samples, spikes=[torch.zeros(samples, *shape, device=like.device) for shape in shapes],
-                  received=[0.0] * len(shapes), operations=dict.fromkeys(names, 0.0))
-
-
-def _kept(connection: Connection, samples: int, like: Tensor) -> Tensor:
-    """Which units of the target dropout leaves, bool ``(batch, *output_shape)``."""
-    if connection.dropout is not None:
-        return connection.dropout != 0
-    return torch.ones(samples, *connection.output_shape, dtype=torch.bool, device=like.device)
 
 
 def _total(numbers: Tensor) -> float:

@@ -9,6 +9,7 @@ differentiation, and overriding them only makes them faster. If it is a window t
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from inspect import isabstract
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,40 +38,31 @@ class MaxNorm(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A linear map as a fast engine sees it: ``kernel`` taps that slide over an image ``(channels, height, width)``.
+    """A linear map as a fast engine sees it: taps that slide over an image ``(channels, height, width)``.
 
     A layer of ``n`` units without geometry is an image ``(n, 1, 1)``.
-
-    Attributes:
-        kernel: height and width; stride, padding: as in a convolution, the same along both sides.
-        spreads: the window slides over the target, as in a transposed convolution, not over the source.
-        weight: ``(kernel height, kernel width, source channels, target channels)``, or None where channels stay apart.
-        scale: factor on the weight; each tap's weight where there is no other.
     """
 
-    kernel: tuple[int, int]
-    stride: int = 1
+    kernel: tuple[int, int]  # height and width
+    stride: int = 1  # as in a convolution, like padding, the same along both sides
     padding: int = 0
-    spreads: bool = False
-    weight: Tensor | None = None
-    scale: float = 1.0
+    spreads: bool = False  # slides over the target, as in a transposed convolution, not over the source
+    weight: Tensor | None = None  # (kernel height, width, source, target channels), or None where channels stay apart
+    scale: float = 1.0  # factor on the weight; each tap's weight where there is no other
 
 
 class Synapse(nn.Module, ABC):
     """A linear map from spikes to synaptic currents, ``I = W s + b``, with variational dropout on the current.
 
     Classes of synapses are abstract or final: what derives from a final one would inherit a transpose and a window
-    that need not be those of its current.
+    that need not be those of its current. Any parameter that ``current`` uses besides weight and bias gets its
+    gradient too.
 
     Args:
         dropout: probability in [0, 1) that an output unit is cut off for a whole batch, at every step of both passes.
-
-    Attributes:
-        weight, bias: the tensors ``W`` and ``b``, None or absent for a map without them. Any further parameter that
-            ``current`` uses gets its gradient too.
     """
 
-    weight: Tensor | None
+    weight: Tensor | None  # None or absent, like bias, for a map without it
     bias: Tensor | None
 
     def __init__(self, *, dropout: float = 0.0) -> None:
@@ -113,39 +105,32 @@ class Synapse(nn.Module, ABC):
         return None
 
     def parameter_gradients(self, source: Tensor, weight: Tensor | None, bias: Tensor | None, error: Tensor,
-                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+                            wanted: tuple[bool, ...], *further: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for weight and bias, the outer products ``error (x) source`` and ``error (x) 1``, over the batch.
 
         Args:
             source: pre-synaptic firing rates ``(batch, *input_shape)``.
             error: gradient for the current, ``(batch, *output_shape)``.
-            wanted: which of the two to compute; the other comes back as None.
+            wanted: which of weight, bias and ``further``, the synapse's other parameters, to differentiate for.
+
+        Returns:
+            A gradient for each, or None; the last ones may be left out if they are None.
         """
         if not any(wanted):
-            return None, None
+            return (None,) * len(wanted)
         leaves = [t if t is None else t.detach().requires_grad_(want) for t, want in zip((weight, bias), wanted)]
         with torch.enable_grad():
             current = self.current(source, *leaves, tuple(error.shape[1:]))
-        found = iter(torch.autograd.grad(current, [t for t, want in zip(leaves, wanted) if want], error))
+        asked = [t for t, want in zip((*leaves, *further), wanted) if want]
+        found = iter(torch.autograd.grad(current, asked, error, allow_unused=True) if current.requires_grad
+                     else [None] * len(asked))
         return tuple(next(found) if want else None for want in wanted)
-
-    def further_gradients(self, source: Tensor, weight: Tensor | None, bias: Tensor | None, error: Tensor,
-                          further: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-        """Gradients for other parameters of the synapse, None for one that ``current`` does not use; as above."""
-        wanted = [parameter for parameter in further if parameter.requires_grad]
-        with torch.enable_grad():
-            current = self.current(source, weight, bias, tuple(error.shape[1:]))
-        found = iter(torch.autograd.grad(current, wanted, error, allow_unused=True)
-                     if current.requires_grad else [None] * len(wanted))
-        return tuple(next(found) if parameter.requires_grad else None for parameter in further)
 
     def read(self) -> tuple[Tensor | None, ...]:
         """Weight, bias and further parameters as a simulation takes them.
 
-        Forward pre-hooks run first: pruning and old-style weight normalisation compute the weight in them.
-
-        Raises:
-            ValueError: the synapse has hooks of another kind, which would never run.
+        Forward pre-hooks run first: pruning and old-style weight normalisation compute the weight in them. Hooks of
+        another kind, which would never run, are a ValueError.
         """
         name = type(self).__name__
         if self._forward_hooks or self._backward_hooks or self._backward_pre_hooks:
@@ -204,22 +189,66 @@ def layout(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
 
 
-class _Convolution(Synapse):
-    """What convolutions of both directions share; arguments as for :class:`Conv2d`."""
+class _Sliding(Synapse):
+    """What has a square window that takes places, ``stride`` apart, on an image with zeros added on each side."""
+
+    def __init__(self, kernel_size: int, stride: int, padding: int, dropout: float) -> None:
+        super().__init__(dropout=dropout)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def _image_size(self, shape: Shape, channels: int | None = None) -> Shape:
+        """Height and width of ``shape``, checked to be an image with that many channels."""
+        if len(shape) != 3 or (channels is not None and shape[0] != channels):
+            expected = f"({'channels' if channels is None else channels}, height, width)"
+            raise ValueError(f"{type(self).__name__} expects an input of shape {expected}, got {shape}")
+        return shape[1:]
+
+    def _places(self, size: Shape) -> Shape:
+        """How many windows fit along each side of an image."""
+        sizes = tuple((n + 2 * self.padding - self.kernel_size) // self.stride + 1 for n in size)
+        if min(sizes) < 1:
+            raise ValueError(f"an image of {size} is too small for {self}")
+        return sizes
+
+    def _missing(self, small: Shape, large: Shape) -> list[int] | None:
+        """Rows and columns of an image beyond windows at ``small`` places, or None where these do not fit it."""
+        missing = [n - (places - 1) * self.stride + 2 * self.padding - self.kernel_size
+                   for n, places in zip(large, small, strict=True)]
+        return missing if all(0 <= n < self.stride for n in missing) else None
+
+    def _spread(self, spikes: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, groups: int = 1) -> Tensor:
+        """Transposed convolution, from the places of the window to an image of ``shape``."""
+        missing, places = self._missing(spikes.shape[2:], shape[1:]), tuple(spikes.shape[2:])
+        if missing is None:
+            raise ValueError(f"{self} cannot lead from an image of {places} to one of {tuple(shape[1:])}")
+        return F.conv_transpose2d(spikes, weight, bias, self.stride, self.padding, missing, groups)
+
+    def _window(self, **settings: Any) -> Window:
+        return Window(kernel=(self.kernel_size,) * 2, stride=self.stride, padding=self.padding, **settings)
+
+
+class _Convolution(_Sliding):
+    """A convolution, or, where it ``spreads``, a transposed one; each is the transpose of the other."""
+
+    spreads: bool
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
                  padding: int | None = None, bias: bool = True, dropout: float = 0.0,
                  max_norm: float | None = None) -> None:
-        super().__init__(dropout=dropout)
+        super().__init__(kernel_size, stride, kernel_size // 2 if padding is None else padding, dropout)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride = kernel_size, stride
-        self.padding = kernel_size // 2 if padding is None else padding
-        self._own(torch.empty(*self._channels, kernel_size, kernel_size), out_channels if bias else None, max_norm)
+        channels = (in_channels, out_channels) if self.spreads else (out_channels, in_channels)
+        self._own(torch.empty(*channels, kernel_size, kernel_size), out_channels if bias else None, max_norm)
 
-    @property
-    @abstractmethod
-    def _channels(self) -> tuple[int, int]:
-        """The first two sizes of the weight."""
+    def window(self, weight: Tensor, input_shape: Shape, output_shape: Shape) -> Window:
+        return self._window(spreads=self.spreads, weight=weight.permute(2, 3, *((0, 1) if self.spreads else (1, 0))))
+
+    def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
+                            wanted: tuple[bool, ...], *further: Tensor) -> tuple[Tensor | None, ...]:
+        # The weight of a transposed one is that of a convolution from target to source: ``<W^T s, d> = <s, W d>``.
+        image, places = (error, source) if self.spreads else (source, error)
+        return (conv2d_weight(image, weight.shape, places, self.stride, self.padding) if wanted[0] else None,
+                error.sum((0, 2, 3)) if wanted[1] else None)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}"
@@ -232,33 +261,19 @@ class Conv2d(_Convolution):
         in_channels, out_channels, kernel_size, stride: as in ``torch.nn.Conv2d``, whole numbers.
         padding: zeros added on each side; ``kernel_size // 2`` by default.
         bias: add a bias, initially 0, at every step.
-        dropout: see :class:`Synapse`.
-        max_norm: restrict the weight's Frobenius norm to this, see :class:`MaxNorm`.
+        dropout, max_norm: of the current, see :class:`Synapse`; of the weight's Frobenius norm, see :class:`MaxNorm`.
     """
 
-    @property
-    def _channels(self) -> tuple[int, int]:
-        return self.out_channels, self.in_channels
+    spreads = False
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        size = _image_size(self, input_shape, self.in_channels)
-        return self.out_channels, *_window_sizes(self, size)
+        return self.out_channels, *self._places(self._image_size(input_shape, self.in_channels))
 
     def current(self, spikes: Tensor, weight: Tensor, bias: Tensor | None, output_shape: Shape) -> Tensor:
         return F.conv2d(spikes, weight, bias, self.stride, self.padding)
 
     def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
-        return F.conv_transpose2d(spikes, weight, None, self.stride, self.padding,
-                                  _output_padding(self, spikes.shape[2:], input_shape[1:]))
-
-    def window(self, weight: Tensor, input_shape: Shape, output_shape: Shape) -> Window:
-        return Window(kernel=(self.kernel_size,) * 2, stride=self.stride, padding=self.padding,
-                      weight=weight.permute(2, 3, 1, 0))
-
-    def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
-                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-        return (conv2d_weight(source, weight.shape, error, self.stride, self.padding) if wanted[0] else None,
-                error.sum((0, 2, 3)) if wanted[1] else None)
+        return self._spread(spikes, weight, None, input_shape)
 
 
 class ConvTranspose2d(_Convolution):
@@ -267,42 +282,54 @@ class ConvTranspose2d(_Convolution):
     As a feedback synapse it takes the size of the layer that it feeds, odd sizes included.
     """
 
-    @property
-    def _channels(self) -> tuple[int, int]:
-        return self.in_channels, self.out_channels
+    spreads = True
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        size = _image_size(self, input_shape, self.in_channels)
-        return self.out_channels, *(n * self.stride for n in size)
+        return self.out_channels, *(n * self.stride for n in self._image_size(input_shape, self.in_channels))
 
     def reaches(self, input_shape: Shape, target_shape: Shape) -> bool:
-        extra = _missing(self, _image_size(self, input_shape, self.in_channels), target_shape[1:])
-        return target_shape[0] == self.out_channels and all(0 <= n < self.stride for n in extra)
+        missing = self._missing(self._image_size(input_shape, self.in_channels), target_shape[1:])
+        return target_shape[0] == self.out_channels and missing is not None
 
     def current(self, spikes: Tensor, weight: Tensor, bias: Tensor | None, output_shape: Shape) -> Tensor:
-        return F.conv_transpose2d(spikes, weight, bias, self.stride, self.padding,
-                                  _output_padding(self, spikes.shape[2:], output_shape[1:]))
+        return self._spread(spikes, weight, bias, output_shape)
 
     def transpose(self, spikes: Tensor, weight: Tensor, input_shape: Shape) -> Tensor:
         return F.conv2d(spikes, weight, None, self.stride, self.padding)
 
-    def window(self, weight: Tensor, input_shape: Shape, output_shape: Shape) -> Window:
-        return Window(kernel=(self.kernel_size,) * 2, stride=self.stride, padding=self.padding, spreads=True,
-                      weight=weight.permute(2, 3, 0, 1))
 
-    def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
-                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-        # The weight is that of a convolution from target to source: ``<W^T s, d> = <s, W d>``.
-        return (conv2d_weight(error, weight.shape, source, self.stride, self.padding) if wanted[0] else None,
-                error.sum((0, 2, 3)) if wanted[1] else None)
+class AvgPool2d(_Sliding):
+    """Average pooling over windows, ``kernel_size`` apart by default; one that the image does not fill is left out.
+
+    Zeros that ``padding`` adds count in the average.
+    """
+
+    weight = bias = None
+
+    def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0, dropout: float = 0.0) -> None:
+        super().__init__(kernel_size, stride or kernel_size, padding, dropout)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape[0], *self._places(self._image_size(input_shape))
+
+    def current(self, spikes: Tensor, weight: None, bias: None, output_shape: Shape) -> Tensor:
+        return F.avg_pool2d(spikes, self.kernel_size, self.stride, self.padding)
+
+    def transpose(self, spikes: Tensor, weight: None, input_shape: Shape) -> Tensor:
+        shares = spikes.new_full((spikes.shape[1], 1, self.kernel_size, self.kernel_size), self.kernel_size**-2)
+        return self._spread(spikes, shares, None, input_shape, groups=len(shares))
+
+    def window(self, weight: None, input_shape: Shape, output_shape: Shape) -> Window:
+        return self._window(scale=self.kernel_size**-2)
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}"
 
 
 class Linear(Synapse):
     """Fully connected synapse; spikes of any shape ``(batch, ...)`` are flattened to ``(batch, in_features)``.
 
-    Args:
-        in_features, out_features: as in ``torch.nn.Linear``.
-        bias, dropout, max_norm: as for :class:`Conv2d`.
+    Arguments as for ``torch.nn.Linear`` and :class:`Conv2d`.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True, dropout: float = 0.0,
@@ -327,71 +354,8 @@ class Linear(Synapse):
         return Window(kernel=source[1:], weight=weight.reshape(-1, *source).permute(2, 3, 1, 0))
 
     def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
-                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+                            wanted: tuple[bool, ...], *further: Tensor) -> tuple[Tensor | None, ...]:
         return error.T @ source.flatten(1) if wanted[0] else None, error.sum(0) if wanted[1] else None
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
-
-
-class AvgPool2d(Synapse):
-    """Average pooling over windows of ``kernel_size``; a window that the image does not fill is left out.
-
-    Args:
-        kernel_size: width of the window; stride: distance of windows, ``kernel_size`` by default.
-        padding: zeros added on each side, which count in the average; dropout: see :class:`Synapse`.
-    """
-
-    weight = bias = None
-
-    def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0, dropout: float = 0.0) -> None:
-        super().__init__(dropout=dropout)
-        self.kernel_size, self.stride, self.padding = kernel_size, stride or kernel_size, padding
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return input_shape[0], *_window_sizes(self, _image_size(self, input_shape))
-
-    def current(self, spikes: Tensor, weight: None, bias: None, output_shape: Shape) -> Tensor:
-        return F.avg_pool2d(spikes, self.kernel_size, self.stride, self.padding)
-
-    def transpose(self, spikes: Tensor, weight: None, input_shape: Shape) -> Tensor:
-        window = spikes.new_full((spikes.shape[1], 1, self.kernel_size, self.kernel_size), self.kernel_size**-2)
-        return F.conv_transpose2d(spikes, window, None, self.stride, self.padding,
-                                  _output_padding(self, spikes.shape[2:], input_shape[1:]), groups=len(window))
-
-    def window(self, weight: None, input_shape: Shape, output_shape: Shape) -> Window:
-        return Window(kernel=(self.kernel_size,) * 2, stride=self.stride, padding=self.padding,
-                      scale=self.kernel_size**-2)
-
-    def extra_repr(self) -> str:
-        return f"{self.kernel_size}, stride={self.stride}"
-
-
-def _image_size(synapse: Synapse, shape: Shape, channels: int | None = None) -> Shape:
-    """Height and width of ``shape``, checked to be an image with that many channels."""
-    if len(shape) != 3 or (channels is not None and shape[0] != channels):
-        expected = f"({'channels' if channels is None else channels}, height, width)"
-        raise ValueError(f"{type(synapse).__name__} expects an input of shape {expected}, got {shape}")
-    return shape[1:]
-
-
-def _window_sizes(synapse: _Convolution | AvgPool2d, size: Shape) -> Shape:
-    """How many windows of a convolution or pooling fit along each side of an image."""
-    sizes = tuple((n + 2 * synapse.padding - synapse.kernel_size) // synapse.stride + 1 for n in size)
-    if min(sizes) < 1:
-        raise ValueError(f"an image of {size} is too small for {synapse}")
-    return sizes
-
-
-def _missing(synapse: _Convolution | AvgPool2d, small: Shape, large: Shape) -> list[int]:
-    """Rows and columns by which a transposed convolution of size ``small``, unpadded, falls short of ``large``."""
-    least = [(n - 1) * synapse.stride - 2 * synapse.padding + synapse.kernel_size for n in small]
-    return [n - n_least for n, n_least in zip(large, least, strict=True)]
-
-
-def _output_padding(synapse: _Convolution | AvgPool2d, small: Shape, large: Shape) -> list[int]:
-    """PyTorch's ``output_padding`` of the transposed convolution from size ``small`` to size ``large``."""
-    extra = _missing(synapse, small, large)
-    if not all(0 <= n < synapse.stride for n in extra):
-        raise ValueError(f"{synapse} cannot lead from an image of {tuple(small)} to one of {tuple(large)}")
-    return extra

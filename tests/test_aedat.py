@@ -4,7 +4,8 @@ import struct
 import numpy as np
 import pytest
 
-from data.aedat import Events, parse_aedat, read_aedat
+from data.aedat import Events, parse_aedat
+from data.dvs_files import Recording
 from tests.recordings import write_aedat
 
 HEADER = b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n#\r\n#\tcreated M\xe4rz 2017\r\n"
@@ -50,7 +51,7 @@ def test_writing(tmp_path):
     x, y, polarity = (values.ravel() for values in np.mgrid[0:128, 0:128, 0:2])
     events = Events(x, y, polarity, np.arange(len(x)) * 131071)
     write_aedat(tmp_path / "all.aedat", events)
-    assert all(np.array_equal(*pair) for pair in zip(read_aedat(tmp_path / "all.aedat"), events))
+    assert all(np.array_equal(*pair) for pair in zip(Recording(tmp_path / "all.aedat").read(), events))
 
 
 def test_values_out_of_range_are_refused(tmp_path):
@@ -75,5 +76,5 @@ def test_bad_files_are_named(tmp_path, contents, cause):
     path = tmp_path / "cifar10_cat_7.aedat"
     path.write_bytes(contents)
     with pytest.raises(ValueError, match=cause) as refusal:
-        read_aedat(path)
+        Recording(path).read()
     assert str(path) in str(refusal.value) and ("again" in str(refusal.value) or "replace" in str(refusal.value))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import speed
 from tests.processes import REPOSITORY, environment
 
 
@@ -44,13 +45,11 @@ def test_precision() -> None:
     assert last_layer["tf32"] > 0 and last_layer["bf16"] > 0 and float(rows["bf16"][2]) > 0
 
 
-def test_goals(tmp_path: Path) -> None:
+def test_goals() -> None:
     """Of the figures of one network: which goals they reach."""
     seconds = {"dense": 7.0, "dense:compiled": 5.0, "cuda:tf32": 1.0, "cuda:bf16": 0.1}
-    (tmp_path / "alexnetf.json").write_text(json.dumps({
-        "seconds": {engine: {"both": own} for engine, own in seconds.items()}, "floor, s": 0.05,
-        "peak memory, GiB": {"dense": 4.0, "cuda:tf32": 3.0}}))
-    lines = run("benchmarks.goals", str(tmp_path)).splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        ["reached", "7.00"], ["MISSED", "5.00"], ["reached", "0.75"], ["reached", "2.00"], ["MISSED", "391.00"],
-        ["cifarnetf:", "not"]]
+    found = {"model": "alexnetf", "seconds": {engine: {"both": own} for engine, own in seconds.items()},
+             "floor, s": 0.05, "peak memory, GiB": {"dense": 4.0, "cuda:tf32": 3.0}}
+    assert [(figure, reached) for _, figure, reached in speed.goals(found)] == [
+        (7, True), (5, False), (0.75, True), (2, True), (391, False)]
+    assert len(list(speed.goals({**found, "model": "cifarnetf"}))) == 3

@@ -145,6 +145,15 @@ def test_resume_on_another_number_of_processes(images, alone, tmp_path) -> None:
     assert [row[1] for row in first["history"]] == pytest.approx([row[1] for row in second["history"]], rel=1e-9)
 
 
+def test_going_on_in_another_folder(images, tmp_path) -> None:
+    """The first process alone writes what the run was into the new folder, while the others wait for it to train on."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    finish(2, "float32", *ALEXNET, "--path", images, "--max-iters", 2, "-c", first)
+    finish(2, "float32", *ALEXNET, "--path", images, "--max-iters", 3, "-c", second, "--resume",
+           first / "checkpoint.pth.tar")
+    assert (stored(first)["iteration"], stored(second)["iteration"]) == (2, 3)
+
+
 def test_evaluation_counts_every_sample_once(images, tmp_path) -> None:
     """7 test images in batches of 3 over 2 processes: the accuracy and loss of one process."""
     finish(1, "float32", *ALEXNET, "--path", images, "--max-iters", 1, "-c", tmp_path)

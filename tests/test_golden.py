@@ -30,7 +30,7 @@ class Case:
                       "convnetf": lambda: ConvNetF(width=6, image_size=16, **dynamics)}[name.split("_")[0]]().double()
         weights = {key.removeprefix("weight/"): torch.from_numpy(value) for key, value in self.numbers.items()
                    if key.startswith("weight/")}
-        self.names = published._names(weights, self.model, name)
+        self.names = published._names(weights, self.model)
         self.model.load_state_dict({self.names[key]: value for key, value in weights.items()})
         self.input = self.tensor("input")
         if name.startswith("convnetf"):

@@ -16,7 +16,8 @@ from models import LeNet, dynamics
 from tests.processes import equal, same_state
 from tests.small import IMAGES, LABELS, small, stored
 from tests.test_published import as_published
-from utils import checkpoint, logs, metrics
+from utils import checkpoint, logs, metrics, report
+from utils.errors import UserError
 from utils.files import FolderLock
 from utils.finite import Watch, first_bad
 
@@ -136,6 +137,26 @@ def test_a_fresh_run_says_where_the_old_one_is(folder, capsys) -> None:
     assert {**contents(folder / "previous-1"), "early.pth.tar": before["early.pth.tar"]} == before
 
 
+def test_a_report_is_written_to_a_folder_that_is_held(folder, monkeypatch) -> None:
+    """At the end of a training and of an evaluation, which is refused at once where a run goes on; not by a dry run."""
+    written = []
+
+    def write(*_, **__) -> None:
+        with pytest.raises(UserError, match=f"{folder} is in use by process {os.getpid()}"):
+            FolderLock(folder, wait=False).__enter__()
+        written.append(1)
+
+    monkeypatch.setattr(report, "write", write)
+    last = folder / "checkpoint.pth.tar"
+    train("-c", folder, "--resume", "auto", "--epochs", 4, "--report")
+    train("--resume", last, "--evaluate", "--report")
+    train("--resume", last, "--dry-run", "--report")
+    assert len(written) == 2 and not list(folder.glob(".*"))
+    with FolderLock(folder, wait=False):
+        assert f"{folder} is in use" in sentence("--resume", last, "--evaluate", "--report")
+    assert len(written) == 2
+
+
 # Numbers that are not finite
 
 
@@ -181,6 +202,20 @@ def test_gradient_that_is_not_finite(folder) -> None:
     build_model = built(lambda model: model.classifier.weight.register_hook(overflow))
     found = sentence("-c", folder, "--resume", "auto", "--epochs", 9, "--save-every", 7, build_model=build_model)
     assert "the gradient of classifier.weight is not finite at iteration 11" in found
+    assert contents(folder)["checkpoint.pth.tar"] == before
+
+
+def test_gradient_that_overflows_between_loss_and_network(folder) -> None:
+    """The loss is finite, and every gradient that a parameter has: what the network refuses ends a run as those do."""
+    def overflow(module, inputs):
+        if inputs[0].requires_grad:
+            inputs[0].register_hook(lambda gradient: gradient * math.inf)
+
+    before = contents(folder)["checkpoint.pth.tar"]
+    build_model = built(lambda model: model.classifier.register_forward_pre_hook(overflow))
+    found = sentence("-c", folder, "--resume", "auto", "--epochs", 9, build_model=build_model)
+    assert "the gradient of the loss for the firing rates holds numbers that are not finite" in found
+    assert f" at iteration 10: resume from the last checkpoint in {folder} with a smaller --lr" in found
     assert contents(folder)["checkpoint.pth.tar"] == before
 
 

@@ -17,6 +17,8 @@ from utils.files import write_atomically
 from utils.progress import say
 
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+# Old training scripts, the published ones among them, store accuracies as NumPy scalars, which are plain numbers.
+NUMPY_SCALARS = [np._core.multiarray.scalar, np.dtype, *{type(np.dtype(t)) for t in (np.float32, np.float64, np.int64)}]
 
 
 class Stored(NamedTuple):
@@ -37,18 +39,12 @@ class Stored(NamedTuple):
         return not self.path.exists() or _stamp(self.path) != self.stamp
 
 
-def save(folder: Path, checkpoint: Mapping[str, Any], *, best: bool) -> None:
-    """Write ``checkpoint`` as the last one of a run, and as its best one too if it is."""
-    contents = serialised(checkpoint)
-    for name in (LAST, BEST) if best else (LAST,):
-        write_atomically(folder / name, contents)
-
-
-def serialised(checkpoint: Mapping[str, Any]) -> bytes:
-    """The contents of a checkpoint file."""
+def save(checkpoint: Mapping[str, Any], *paths: Path) -> None:
+    """Write the same checkpoint to each of some files."""
     buffer = io.BytesIO()
     torch.save(dict(checkpoint), buffer)
-    return buffer.getvalue()
+    for path in paths:
+        write_atomically(path, buffer.getvalue())
 
 
 def load(path: str | Path) -> Stored:
@@ -61,17 +57,14 @@ def load(path: str | Path) -> Stored:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: check the name given to --resume")
     stamp = _stamp(path)
-    reason = _fault(path)
-    if reason is None:
-        try:
-            with torch.serialization.safe_globals(NUMPY_SCALARS):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            contents = _with_state(checkpoint)
-            if contents is not None:
-                return Stored(path, contents, stamp)
-            reason = "it holds no state_dict"
-        except Exception as error:  # whatever random bytes make the reader stumble over
-            reason = _refusal(str(error)) or f"{type(error).__name__} while reading"
+    try:
+        return Stored(path, _read(path), stamp)
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:  # whatever random bytes make the reader stumble over
+        # More than data is refused; the message goes on with the advice to load it all the same.
+        refused = re.search(r"(?:Unsupported|Trying to|GLOBAL) [^\n]*?(?=\. |\n|$)", str(error))
+        reason = f"it is more than data: {refused[0][:160]}" if refused else f"{type(error).__name__} while reading"
     other = next((name for name in (LAST, BEST) if name != path.name and (path.parent / name).exists()), None)
     raise UserError(f"{path} is damaged or no checkpoint and was not loaded ({reason}): "
                     + (f"try {path.parent / other}" if other else "resume from another file"))
@@ -80,69 +73,53 @@ def load(path: str | Path) -> Stored:
 def find(resume: str, folder: Path) -> Stored | None:
     """The checkpoint that ``--resume`` means: a file, for 'auto' the newest good one in ``folder``, for '' none.
 
+    The newest is the last one, or, if that is damaged, the best one.
+
     Raises:
         UserError: there is no such file, or none that can be read.
     """
-    return newest_good(folder) if resume == "auto" else load(resume) if resume else None
-
-
-def newest_good(folder: Path) -> Stored | None:
-    """What to go on from in the folder of a run: its last checkpoint, or, if that is damaged, its best one.
-
-    Raises:
-        UserError: there are checkpoints, but none that can be read.
-    """
-    fault = None
-    for path in (folder / name for name in (LAST, BEST) if (folder / name).exists()):
+    if resume != "auto":
+        return load(resume) if resume else None
+    faults = []
+    for path in filter(Path.exists, (folder / LAST, folder / BEST)):
         try:
             found = load(path)
         except UserError as error:
-            fault = error
-            continue
-        if fault:
-            say(f"warning: {fault}")
-        return found
-    if fault:
-        raise UserError(f"no checkpoint in {folder} can be read: {fault}") from fault
+            faults.append(error)
+        else:
+            for fault in faults:
+                say(f"warning: {fault}")
+            return found
+    if faults:
+        raise UserError(f"no checkpoint in {folder} can be read: {faults[-1]}") from faults[-1]
     return None
 
 
-def _with_state(checkpoint: Any) -> dict[str, Any] | None:
-    """A checkpoint with a network under the name that we use, also if it is a bare one; None without a network."""
-    if not isinstance(checkpoint, dict):
-        return None
-    if checkpoint and all(map(torch.is_tensor, checkpoint.values())):
-        return {"state_dict": checkpoint}
-    name = next((n for n in ("state_dict", "model_state_dict", "model") if isinstance(checkpoint.get(n), dict)), None)
-    return name and {**checkpoint, "state_dict": checkpoint[name]}
+def _read(path: Path) -> dict[str, Any]:
+    """The contents of a file, with a network under the name that we use, also if it is a bare one.
+
+    A checkpoint is a zip archive with a checksum of each of its parts, which torch.load does not look at. Checkpoints
+    of old versions of PyTorch are no archives and have none.
+
+    Raises:
+        UserError: a checksum is wrong, or there is no network.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad:
+            raise UserError(f"the checksum of its part {bad} is wrong")
+    with torch.serialization.safe_globals(NUMPY_SCALARS):
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(contents, dict):
+        if contents and all(map(torch.is_tensor, contents.values())):
+            return {"state_dict": contents}
+        for name in ("state_dict", "model_state_dict", "model"):
+            if isinstance(contents.get(name), dict):
+                return {**contents, "state_dict": contents[name]}
+    raise UserError("it holds no state_dict")
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
-
-
-def _fault(path: Path) -> str | None:
-    """What is wrong with a file that should hold the bytes it was written with, or None.
-
-    A checkpoint is a zip archive with a checksum of each of its parts, which torch.load does not look at. Checkpoints
-    of old versions of PyTorch are no archives and have none.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            return None
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        return bad and f"the checksum of its part {bad} is wrong"
-    except Exception as error:  # whatever random bytes make the reader stumble over
-        return f"{type(error).__name__} while reading"
-
-
-def _refusal(message: str) -> str | None:
-    """Why ``torch.load`` did not load something that is more than data, without its advice to load it all the same."""
-    match = re.search(r"(?:Unsupported|Trying to|GLOBAL) [^\n]*?(?=\. |\n|$)", message)
-    return match and f"it is more than data: {match[0][:160]}"
-
-
-# Old training scripts, the published ones among them, store accuracies as NumPy scalars, which are plain numbers.
-NUMPY_SCALARS = [np._core.multiarray.scalar, np.dtype, *{type(np.dtype(t)) for t in (np.float32, np.float64, np.int64)}]

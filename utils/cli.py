@@ -10,6 +10,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from utils.checkpoint import Stored
 from utils.errors import UserError
 
 FROM_SCRIPT = object()  # the default of a flag whose value a script has to name among its defaults
+
+# What a value must be: the end of "--flag must ... VALUE", and whether it is.
+Rule = tuple[str, Callable[[Any], bool]]
+AT_LEAST_1: Rule = "be at least 1, not", lambda value: value >= 1
+AT_LEAST_0: Rule = "not be negative, but is", lambda value: value >= 0
+POSITIVE: Rule = "be a positive number, not", lambda value: 0 < value < math.inf
+NOT_NEGATIVE: Rule = "be a number that is not negative, not", lambda value: 0 <= value < math.inf
+INCREASING: Rule = "list increasing epochs, not", lambda value: value == sorted({n for n in value if n > 0})
+SEED: Rule = "lie between 0 and 2^63 - 1, not", lambda value: 0 <= value < 2**63
 
 
 class Arguments(argparse.Namespace):
@@ -35,7 +45,7 @@ class Arguments(argparse.Namespace):
 class _Flags:
     """What a parser and its groups have in common."""
 
-    def add_argument(self, *names: str, experiment: bool = False, stored: bool = True,
+    def add_argument(self, *names: str, experiment: bool = False, stored: bool = True, must: Rule | None = None,
                      **settings: Any) -> argparse.Action:
         """Add a flag as argparse does, under both spellings, ``--time_step`` and ``--time-step``.
 
@@ -45,13 +55,12 @@ class _Flags:
                 unless ``--override`` is given.
             stored: the value is part of the run, so that a run that goes on from a checkpoint takes it from there;
                 otherwise it counts for one invocation.
+            must: the range of the value, if it has one.
             settings: of argparse. A value has to be plain (numbers, texts, lists), as checkpoints hold nothing else.
         """
-        spellings = [s for name in names for s in dict.fromkeys((name, _other_spelling(name)))]
-        settings.setdefault("dest", next(name for name in names if name.startswith("--"))[2:].replace("-", "_"))
         settings.setdefault("help", " ")  # for the formatter to put the default behind
-        action = super().add_argument(*spellings, **settings)
-        action.experiment, action.stored = experiment, stored
+        action = super().add_argument(*(s for name in names for s in _spellings(name)), **settings)
+        action.experiment, action.stored, action.must = experiment, stored, must
         return action
 
 
@@ -68,18 +77,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 class Parser(_Flags, argparse.ArgumentParser):
-    """An ``argparse.ArgumentParser`` whose flags have two spellings each and say what they are to a run.
-
-    Attributes:
-        checks: functions of the settled arguments, each of which raises ValueError with a sentence for the user where
-            a value makes no sense; append one to check flags of your own.
-        shared: destinations of the flags that every experiment has.
-    """
+    """An ``argparse.ArgumentParser`` whose flags have two spellings each and say what they are to a run."""
 
     def __init__(self, manual: str, **settings: Any) -> None:
         super().__init__(description=manual, formatter_class=_Help, **settings)
+        # Functions of the settled arguments that raise ValueError with a sentence for the user where values make no
+        # sense together; append your own.
         self.checks: list[Callable[[argparse.Namespace], None]] = []
-        self.shared: frozenset[str] = frozenset()
+        self.shared: frozenset[str] = frozenset()  # destinations of the flags that every experiment has
 
     def add_argument_group(self, *arguments: Any, **settings: Any) -> _Group:
         """A group of flags under a title of its own in the help."""
@@ -90,8 +95,7 @@ class Parser(_Flags, argparse.ArgumentParser):
     @property
     def flags(self) -> dict[str, argparse.Action]:
         """The flags by destination, without ``--help``."""
-        return {action.dest: action for action in self._actions if action.dest != argparse.SUPPRESS
-                and not isinstance(action, argparse._HelpAction)}
+        return {action.dest: action for action in self._actions if not isinstance(action, argparse._HelpAction)}
 
     def spelling(self, name: str) -> str:
         """How messages call the flag of a destination: by the first long name that it was given."""
@@ -104,111 +108,76 @@ def path(text: str) -> str:
 
 
 def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
-    """The flags that every experiment has.
+    """The flags that every experiment has; ``datasets`` are the names that ``--dataset`` takes."""
+    def group(title: str) -> tuple[Callable, Callable]:
+        """What adds to a group flags of a run, and flags that count for one invocation."""
+        add = parser.add_argument_group(title).add_argument
+        return add, partial(add, stored=False)
 
-    Args:
-        datasets: names that ``--dataset`` takes.
-    """
-    data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", choices=datasets, default=FROM_SCRIPT, experiment=True,
-                      help="which data to train on")
-    data.add_argument("--path", type=path, default="./data/raw", help="folder of the data; downloads go there")
-    data.add_argument("-j", "--workers", type=int, default=4, help="processes that load data, 0 for none")
-    data.add_argument("--test-limit", type=int, metavar="N", stored=False, help="evaluate on the first N test samples "
-                                                                                "only")
-    optimisation = parser.add_argument_group("optimisation")
-    add = optimisation.add_argument
-    add("--epochs", type=int, default=FROM_SCRIPT, help="passes over the training data")
-    add("--start-epoch", type=int, stored=False, help="restart at this epoch (from 0) instead of where a run stopped")
-    add("--max-iters", type=int, metavar="N", stored=False, help="stop after N iterations in all, evaluate, save")
-    add("--train-batch", type=int, default=FROM_SCRIPT, experiment=True, help="samples in a training batch")
-    add("--test-batch", type=int, default=FROM_SCRIPT, help="samples in a test batch")
-    add("--accumulate", type=int, default=1, metavar="K",
+    add, once = group("data")
+    add("-d", "--dataset", choices=datasets, default=FROM_SCRIPT, experiment=True, help="which data to train on")
+    add("--path", type=path, default="./data/raw", help="folder of the data; downloads go there")
+    add("-j", "--workers", type=int, must=AT_LEAST_0, default=4, help="processes that load data, 0 for none")
+    once("--test-limit", type=int, must=AT_LEAST_1, metavar="N", help="evaluate on the first N test samples only")
+
+    add, once = group("optimisation")
+    add("--epochs", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, help="passes over the training data")
+    once("--start-epoch", type=int, must=AT_LEAST_0, help="restart at this epoch (from 0), not where a run stopped")
+    once("--max-iters", type=int, must=AT_LEAST_1, metavar="N", help="stop after N iterations in all, evaluate, save")
+    add("--train-batch", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, experiment=True,
+        help="samples in a training batch")
+    add("--test-batch", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, help="samples in a test batch")
+    add("--accumulate", type=int, must=AT_LEAST_1, default=1, metavar="K",
         help="take a batch in K parts, for networks that do not fit: less memory, the same gradients")
     add("--optimizer", choices=("SGD", "Adam"), default="SGD", experiment=True,
         help="optimisation method; Adam does not see the gradient's scale, so for it --lr should be larger by that")
-    add("--lr", "--learning-rate", type=float, default=FROM_SCRIPT, help="learning rate, before it is divided")
-    add("--warmup", type=int, default=0, help="iterations over which the learning rate grows linearly")
-    add("--schedule", type=int, nargs="*", default=[], help="epochs at which the learning rate falls")
-    add("--gamma", type=float, default=0.1, help="factor by which it falls there")
-    add("--momentum", type=float, default=0.9, help="momentum of SGD")
-    add("--weight-decay", "--wd", type=float, default=5e-4, help="weight decay, not scaled")
-    add("--scale_factor", type=float, default=FROM_SCRIPT, experiment=True,
+    add("--lr", "--learning-rate", type=float, must=POSITIVE, default=FROM_SCRIPT,
+        help="learning rate, before it is divided")
+    add("--warmup", type=int, must=AT_LEAST_0, default=0, help="iterations over which the learning rate grows linearly")
+    add("--schedule", type=int, nargs="*", must=INCREASING, default=[], help="epochs at which the learning rate falls")
+    add("--gamma", type=float, must=POSITIVE, default=0.1, help="factor by which it falls there")
+    add("--momentum", type=float, must=NOT_NEGATIVE, default=0.9, help="momentum of SGD")
+    add("--weight-decay", "--wd", type=float, must=NOT_NEGATIVE, default=5e-4, help="weight decay, not scaled")
+    add("--scale_factor", type=float, must=POSITIVE, default=FROM_SCRIPT, experiment=True,
         help="the loss is multiplied and the learning rate divided by this: it drives the spiking backward network")
 
-    run = parser.add_argument_group("run")
-    add = run.add_argument
-    add("-c", "--checkpoint", type=path, stored=False,
-        help="write to checkpoints/NAME, or to a path with a separator as it is (default: the folder of --resume, or "
-             "SCRIPT-DATASET)")
-    add("--resume", type=path, metavar="FILE", default="", stored=False,
-        help="go on from this checkpoint; 'auto' takes the newest good one of the run's folder, if any")
-    add("--new-readout", action="store_true", stored=False,
-        help="begin a new run with the network of --resume and a readout that starts anew: to fine-tune, also on "
-             "another number of classes")
-    add("--export", type=path, metavar="FILE", stored=False,
-        help="only write the network of --resume to FILE, without the optimizer's state")
-    add("--override", action="store_true", stored=False,
-        help="resume although the flags given make it another experiment")
-    add("--save-every", type=int, metavar="N", help="write a checkpoint every N iterations too")
-    add("--log-every", type=int, default=10, metavar="N", help="write a row of metrics every N iterations; 0 for none")
-    add("-e", "--evaluate", action="store_true", stored=False, help="only evaluate the checkpoint of --resume")
-    add("--manualSeed", type=int, experiment=True, help="random seed; drawn and printed unless given")
-    add("--gpu-id", default="0", stored=False,
-        help="number of the GPU; several, 0,1, start a process for each; -1 for the CPU")
+    add, once = group("run")
+    once("-c", "--checkpoint", type=path,
+         help="write to checkpoints/NAME, or to a path with a separator as it is (default: the folder of --resume, or "
+              "SCRIPT-DATASET)")
+    once("--resume", type=path, metavar="FILE", default="",
+         help="go on from this checkpoint; 'auto' takes the newest good one of the run's folder, if any")
+    once("--new-readout", action="store_true",
+         help="begin a new run with the network of --resume and a readout that starts anew: to fine-tune, also on "
+              "another number of classes")
+    once("--export", type=path, metavar="FILE",
+         help="only write the network of --resume to FILE, without the optimizer's state")
+    once("--override", action="store_true", help="resume although the flags given make it another experiment")
+    add("--save-every", type=int, must=AT_LEAST_1, metavar="N", help="write a checkpoint every N iterations too")
+    add("--log-every", type=int, must=AT_LEAST_0, default=10, metavar="N",
+        help="write a row of metrics every N iterations; 0 for none")
+    once("-e", "--evaluate", action="store_true", help="only evaluate the checkpoint of --resume")
+    add("--manualSeed", type=int, must=SEED, experiment=True, help="random seed; drawn and printed unless given")
+    once("--gpu-id", default="0", help="number of the GPU; several, 0,1, start a process for each; -1 for the CPU")
     add("--deterministic", action="store_true", help="same bits in every run on a GPU too, at some cost")
-    add("--report", action="store_true", stored=False,
-        help="write what the network does to report/ in the run's folder: with --evaluate, or when training has ended")
-    add("--report-samples", type=int, default=32, metavar="N", stored=False,
-        help="test samples that the report is made from")
-    add("--dry-run", action="store_true", stored=False,
-        help="print the configuration, check data and device, exit")
-    parser.checks.append(_check_shared_flags)
+    once("--report", action="store_true",
+         help="write what the network does to report/ in the run's folder: with --evaluate, or when training has ended")
+    once("--report-samples", type=int, must=AT_LEAST_1, default=32, metavar="N",
+         help="test samples that the report is made from")
+    once("--dry-run", action="store_true", help="print the configuration, check data and device, exit")
     parser.shared = frozenset(parser.flags)
-
-
-def _check_shared_flags(args: argparse.Namespace) -> None:
-    """Refuse values out of range."""
-    for name in ("train-batch", "test-batch", "epochs", "max-iters", "test-limit", "save-every", "accumulate",
-                 "report-samples"):
-        value = getattr(args, name.replace("-", "_"))
-        _require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
-    for name in ("workers", "warmup", "start-epoch", "log-every"):
-        value = getattr(args, name.replace("-", "_"))
-        _require(value is None or value >= 0, f"--{name} must not be negative, but is {value}")
-    for name in ("lr", "scale_factor", "gamma"):
-        value = getattr(args, name)
-        _require(0 < value < math.inf, f"--{name} must be a positive number, not {value}")
-    for name in ("momentum", "weight-decay"):
-        value = getattr(args, name.replace("-", "_"))
-        _require(0 <= value < math.inf, f"--{name} must be a number that is not negative, not {value}")
-    _require(args.schedule == sorted(set(args.schedule)) and all(epoch > 0 for epoch in args.schedule),
-             f"--schedule must list increasing epochs, not {' '.join(map(str, args.schedule))}")
-    _require(args.manualSeed is None or 0 <= args.manualSeed < 2**63, "--manualSeed must lie between 0 and 2^63 - 1")
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UserError(sentence)
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """A command line, and what follows from it before anything runs.
-
-    Attributes:
-        args: what the user said; folder: where the run writes; seed: the user's, or one that was drawn.
-        stored: the checkpoint to go on from, if any.
-        usual_drive: the experiment's own ``scale_factor / train_batch``.
-        changes: sentences on stored arguments that the command line changes.
-    """
+    """A command line, and what follows from it before anything runs."""
 
     args: Arguments
-    folder: Path
-    seed: int
-    usual_drive: float
-    stored: Stored | None = field(default=None, repr=False)
-    changes: tuple[str, ...] = ()
+    folder: Path  # where the run writes
+    seed: int  # the user's, or one that was drawn
+    usual_drive: float  # the experiment's own scale_factor / train_batch
+    stored: Stored | None = field(default=None, repr=False)  # the checkpoint to go on from
+    changes: tuple[str, ...] = ()  # sentences on stored arguments that the command line changes
 
 
 def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
@@ -217,8 +186,7 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
 
     Args:
         make_parser: makes the parser, without ``--help`` if called with ``add_help=False``.
-        defaults: of the script, by destination (``train_batch``).
-        dataset_defaults: what differs for a data set, which also names the data sets that there are.
+        defaults, dataset_defaults: of the script, see :class:`utils.experiment.Experiment`.
         argv: the command line.
 
     Raises:
@@ -226,11 +194,13 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
             argparse does, with status 2.
         ValueError: the script's defaults name no flag, or leave one out.
     """
-    parser = make_parser()
-    given = _given(make_parser(add_help=False), argv)
-    _set_defaults(parser, defaults, "defaults")
+    parser, given = make_parser(), _given(make_parser(add_help=False), argv)
     dataset = given.get("dataset", defaults.get("dataset"))
-    _set_defaults(parser, dataset_defaults.get(dataset, {}), f"defaults for {dataset}")
+    for kind, own in (("defaults", defaults), (f"defaults for {dataset}", dataset_defaults.get(dataset, {}))):
+        unknown = own.keys() - parser.flags
+        if unknown:
+            raise ValueError(f"the script's {kind} name {', '.join(sorted(unknown))}, which is no flag")
+        parser.set_defaults(**own)
     absent = [name for name, flag in parser.flags.items() if flag.default is FROM_SCRIPT]
     if absent:
         raise ValueError(f"the script's defaults name no {' and no '.join(absent)}")
@@ -240,101 +210,49 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     kept = _kept(parser, found) if found else {}
     if args.new_readout:  # another run, of which the file says what the network is, and no more
         kept = {name: value for name, value in kept.items() if name not in parser.shared}
-    if kept:
-        if "dataset" not in given and kept.get("dataset") in dataset_defaults:
-            parser.set_defaults(**dataset_defaults[kept["dataset"]])
-        parser.set_defaults(**kept)
-        args = parser.parse_args(argv)
-    args = Arguments(vars(args))
-    _require_plain(parser, args)
+    own = dataset_defaults.get({"dataset": dataset, **kept, **given}["dataset"], {})
+    args = Arguments({**vars(args), **own, **kept, **given})
     _check(parser, args)
 
-    changed = {name: kept[name] for name in sorted(given.keys() & kept) if kept[name] != getattr(args, name)}
-    changes = tuple(f"{parser.spelling(name)} was {_show(value)} and is now {_show(getattr(args, name))}"
-                    for name, value in changed.items())
+    changed = [name for name in sorted(given.keys() & kept) if kept[name] != given[name]]
+    changes = tuple(f"{parser.spelling(name)} was {_show(kept[name])} and is now {_show(given[name])}"
+                    for name in changed)
     another = [parser.spelling(name) for name in changed if parser.flags[name].experiment]
     if another and not (args.override or args.evaluate or args.new_readout):
         raise UserError(f"with another {' and '.join(another)} this would not be the experiment that {found.path} is "
                         f"part of ({'; '.join(changes)}): leave the flag out, or add --override to go on all the same")
-    for name, wanted in (("evaluate", args.evaluate), ("export", args.export), ("new-readout", args.new_readout)):
-        _require(found or not wanted, f"--{name} needs a checkpoint: name it with --resume FILE")
-    _require(not (args.new_readout and (args.evaluate or args.export)),
-             "--new-readout begins a run, so it goes with neither --evaluate nor --export")
-    _require(not (args.new_readout and args.resume == "auto"), "--new-readout needs the name of a file: --resume FILE")
+    for name in ("evaluate", "export", "new_readout"):
+        if getattr(args, name) and not found:
+            raise UserError(f"{parser.spelling(name)} needs a checkpoint: name it with --resume FILE")
+    if args.new_readout and (args.evaluate or args.export):
+        raise UserError("--new-readout begins a run, so it goes with neither --evaluate nor --export")
+    if args.new_readout and args.resume == "auto":
+        raise UserError("--new-readout needs the name of a file: --resume FILE")
     usual = {**defaults, **dataset_defaults[args.dataset]}
     return Invocation(args=args, folder=folder, stored=found, changes=changes,
                       seed=secrets.randbelow(2**31) if args.manualSeed is None else args.manualSeed,
                       usual_drive=usual["scale_factor"] / usual["train_batch"])
 
 
-def _given(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
-    """The values that are on the command line, by destination."""
-    missing = object()
-    probe = argparse.Namespace(**{name: missing for name in parser.flags})
-    known = vars(parser.parse_known_args(argv, probe)[0])
-    return {name: value for name, value in known.items() if value is not missing}
-
-
-def _set_defaults(parser: Parser, defaults: Mapping[str, Any], kind: str) -> None:
-    """Take over defaults of a script."""
-    unknown = defaults.keys() - parser.flags
-    if unknown:
-        raise ValueError(f"the script's {kind} name {', '.join(sorted(unknown))}, which is no flag")
-    parser.set_defaults(**defaults)
-
-
-def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
-    """The arguments of a checkpoint that count in this invocation.
-
-    Raises:
-        UserError: one has a value that no command line gives.
-    """
-    kept = {}
-    for name, flag in parser.flags.items():
-        if not flag.stored or name not in found.arguments:
-            continue
-        value = kept[name] = found.arguments[name]
-        kind = {int: int, float: (int, float), None: str, path: str}.get(flag.type, object)
-        if flag.nargs == 0:  # a switch
-            fits = isinstance(value, int)
-        elif flag.nargs is None or flag.nargs == "?":
-            fits = value is None or (isinstance(value, kind) and not isinstance(value, bool))
-        else:
-            fits = isinstance(value, list) and all(isinstance(item, kind) for item in value)
-        if not fits or (flag.choices and value not in flag.choices):
-            raise UserError(f"{found.path} holds {value!r} for {parser.spelling(name)}, which is no value of it in "
-                            "this script: resume with the script that wrote the file")
-    return kept
-
-
-def _require_plain(parser: Parser, args: argparse.Namespace) -> None:
-    """Refuse values that a checkpoint could not hold before a run comes to depend on them."""
-    def plain(value: Any) -> bool:
-        return all(map(plain, value)) if type(value) is list else type(value) in (type(None), bool, int, float, str)
-
-    for name, value in vars(args).items():
-        if not plain(value):
-            raise TypeError(f"{parser.spelling(name)} makes {value!r}, but a value of a flag has to be a number, a "
-                            "text or a list of those, as it is stored in checkpoints")
-
-
-def _check(parser: Parser, args: argparse.Namespace) -> None:
-    """Let all checks look at the arguments; a ValueError of theirs is about what the user said."""
-    for check in parser.checks:
-        try:
-            check(args)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-
-def _show(value: Any) -> str:
-    """A value as it reads on a command line."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def script_name() -> str:
     """Name of the script that runs, without its suffix."""
     return Path(sys.argv[0]).stem
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """``--time_step`` and ``--time-step``, the given one first."""
+    if not name.startswith("--"):
+        return (name,)
+    old, new = "_-" if "_" in name else "-_"
+    return tuple(dict.fromkeys((name, "--" + name[2:].replace(old, new))))
+
+
+def _given(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
+    """The values that are on the command line, by destination."""
+    missing = object()
+    probe = argparse.Namespace(**dict.fromkeys(parser.flags, missing))
+    known = vars(parser.parse_known_args(argv, probe)[0])
+    return {name: value for name, value in known.items() if value is not missing}
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -345,9 +263,43 @@ def _folder(args: argparse.Namespace) -> Path:
     return Path(name) if Path(name).name != name else Path("checkpoints") / name
 
 
-def _other_spelling(name: str) -> str:
-    """``--time-step`` for ``--time_step`` and the other way round."""
-    if not name.startswith("--"):
-        return name
-    body = name[2:]
-    return "--" + (body.replace("_", "-") if "_" in body else body.replace("-", "_"))
+def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
+    """The arguments of a checkpoint that count in this invocation; UserError, if no command line gives such a value."""
+    flags = {name: flag for name, flag in parser.flags.items() if flag.stored and name in found.arguments}
+    for name, flag in flags.items():
+        value, switch, several = found.arguments[name], flag.nargs == 0, flag.nargs not in (None, 0, "?")
+        kind = {int: int, float: (int, float), None: str, path: str}.get(flag.type, object)
+        fits = value is None and not several or isinstance(value, list) == several and all(
+            isinstance(item, bool) if switch else isinstance(item, kind) and not isinstance(item, bool)
+            for item in (value if several else [value]))
+        if not fits or (flag.choices and value not in flag.choices):
+            raise UserError(f"{found.path} holds {value!r} for {parser.spelling(name)}, which is no value of it in "
+                            "this script: resume with the script that wrote the file")
+    return {name: found.arguments[name] for name in flags}
+
+
+def _check(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse values out of range, by UserError, and by TypeError those that no checkpoint could hold."""
+    for name, flag in parser.flags.items():
+        value = getattr(args, name)
+        if not _plain(value):
+            raise TypeError(f"{parser.spelling(name)} makes {value!r}, but a value of a flag has to be a number, a "
+                            "text or a list of those, as it is stored in checkpoints")
+        if flag.must and value is not None:
+            words, holds = flag.must
+            if not holds(value):
+                raise UserError(f"{parser.spelling(name)} must {words} {_show(value)}")
+    for check in parser.checks:
+        try:
+            check(args)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def _plain(value: Any) -> bool:
+    return all(map(_plain, value)) if type(value) is list else type(value) in (type(None), bool, int, float, str)
+
+
+def _show(value: Any) -> str:
+    """A value as it reads on a command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

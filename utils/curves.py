@@ -1,6 +1,5 @@
 """Curves of runs, drawn together from their ``metrics.jsonl``, and a table of firing rates along each."""
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from utils import figures, metrics
 from utils.pages import table
 
 Row = Mapping[str, Any]
-TRAINING, TEST = "train", "test"  # phases of rows
+PHASES = {"train": {"linestyle": "-", "marker": ""}, "test": {"linestyle": "--"}}  # of rows, and how to draw them
+RATES = {f"{direction}_rates": f"{direction} rates" for direction in figures.DIRECTIONS}
 
 
 def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
@@ -18,40 +18,36 @@ def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
     Args:
         runs: rows by name; against: 'iterations' or 'seconds' of training.
     """
-    figure, axes = figures.new_figure(1 + len(runs), 2, width=12, height=3.6 * (1 + len(runs)), sharex=True)
+    figure, axes = figures.new_figure(1 + len(runs), 2, width=13, height=3.6 * (1 + len(runs)), sharex=True)
+    place = "elapsed" if against == "seconds" else "iteration"
     for number, (name, rows) in enumerate(runs.items()):
-        places = _seconds(rows) if against == "seconds" else [row["iteration"] for row in rows]
-        style = figures.style(number, len(runs))
-        for own, kind in zip(axes[0], ("loss", "top1")):
-            for phase, look in ((TRAINING, {"linestyle": "-", "marker": ""}), (TEST, {"linestyle": "--"})):
-                own.plot(*figures.points(places, _values(rows, phase, kind)), **style | look, label=f"{name}, {phase}")
-        for own, direction in zip(axes[1 + number], figures.DIRECTIONS):
-            rates = _values(rows, TRAINING, f"{direction}_rates")
-            layers = len(next(filter(None, rates), []))
-            lines = figures.by_layer([[rate and rate[layer] for rate in rates] for layer in range(layers)])
-            figures.draw_lines(own, places, lines, legend=True, title=f"{name}: {direction} rates",
-                               ylabel="spikes per unit and step", yscale="log" if layers else "linear")
-    for own, label in zip(axes[0], ("loss", "accuracy (%)")):
-        own.set(title=label.partition(" ")[0].capitalize(), ylabel=label)
-        own.grid(alpha=0.3)
+        phases = {phase: [row for row in _timed(rows) if row["phase"] == phase] for phase in PHASES}
+        for panel, kind in zip(axes[0], ("loss", "top1")):
+            for phase, look in PHASES.items():
+                panel.plot(*_points(phases[phase], place, kind), **figures.style(number, len(runs)) | look,
+                           label=f"{name}, {phase}")
+        for panel, kind in zip(axes[1 + number], RATES):
+            x, rates = _points(phases["train"], place, kind)
+            figures.draw_lines(panel, x, figures.by_layer(list(zip(*rates))), yscale="log" if rates else "linear",
+                               title=f"{name}: {RATES[kind]}", ylabel="spikes per unit and step, if any")
+        figures.explain(axes[1 + number, 1])
+    axes[0, 0].set(title="Loss", ylabel="loss")
+    axes[0, 1].set(title="Accuracy", ylabel="top-1 accuracy (%)")
+    figures.explain(axes[0, 1])
     for own in axes.flat:
         own.set_xlabel("iteration" if against == "iterations" else "seconds of training")
         own.tick_params(labelbottom=True)
-    axes[0, 0].legend(fontsize="small")
     return figure
 
 
 def rates_table(rows: Sequence[Row], count: int) -> str:
     """Loss, training accuracy and rates of every layer at ``count`` rows, evenly spread, the last among them."""
-    rows = [row for row in rows if row["phase"] == TRAINING]
+    rows = [row for row in rows if row["phase"] == "train"]
     chosen = sorted({round((i + 1) * len(rows) / count) - 1 for i in range(count)} - {-1})
-
-    def rates(row: Row, direction: str) -> str:
-        return " ".join(map(_two_digits, row.get(f"{direction}_rates") or [])) or "–"
-
     return table(["iteration", "loss", "training accuracy", "forward", "backward, before the saturation mask"],
-                 [[rows[i]["iteration"], f"{rows[i]['loss']:.3f}", f"{rows[i]['top1']:.1f}%",
-                   rates(rows[i], "forward"), rates(rows[i], "backward")] for i in chosen])
+                 [[str(row["iteration"]), f"{row['loss']:.3f}", f"{row['top1']:.1f}%",
+                   *(" ".join(map(_two_digits, row.get(kind) or [])) or "–" for kind in RATES)]
+                  for row in map(rows.__getitem__, chosen)])
 
 
 def main() -> None:
@@ -77,21 +73,22 @@ def main() -> None:
     print(f"curves: {options.output}")
 
 
-def _values(rows: Sequence[Row], phase: str, kind: str) -> list[Any]:
-    """Of every row, None where it is of the other phase."""
-    return [row.get(kind) if row["phase"] == phase else None for row in rows]
-
-
-def _seconds(rows: Sequence[Row]) -> list[float]:
-    """Seconds of training up to each row; rows of training say how many an iteration took."""
+def _timed(rows: Sequence[Row]) -> list[Row]:
+    """With the seconds of training up to each row as ``elapsed``; rows of training say how many an iteration took."""
     found, total, before = [], 0.0, 0
     for row in rows:
-        if row["phase"] == TRAINING:
+        if row["phase"] == "train":
             total, before = total + (row["iteration"] - before) * row["seconds"], row["iteration"]
-        found.append(total)
+        found.append({**row, "elapsed": total})
     return found
+
+
+def _points(rows: Sequence[Row], place: str, kind: str) -> tuple[list[float], list[Any]]:
+    """Where along the training there is a value of some kind, and the values."""
+    found = [row for row in rows if row.get(kind) is not None]
+    return [row[place] for row in found], [row[kind] for row in found]
 
 
 def _two_digits(rate: float) -> str:
     """Such as .022, without a leading zero."""
-    return "0" if rate == 0 else f"{rate:.{min(7, max(1, 1 - math.floor(math.log10(rate))))}f}".lstrip("0")
+    return f"{rate:#.2g}".lstrip("0") if rate else "0"

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,22 +23,17 @@ from utils.errors import UserError
 from utils.meters import Meters
 from utils.processes import at_end_of_parent
 
-# How long a process waits for the others. Rank 0 may have a data set to download and convert meanwhile; a process that
-# died is noticed at once, whatever this is.
+# How long a process waits for the others: rank 0 may have a data set to convert; one that died is noticed at once.
 PATIENCE = timedelta(hours=12)
 WORD_AFTER = 20.0  # seconds of waiting for the others at the start, after which a process says so
 
 
 @dataclass
 class World:
-    """The processes of a job, one of which this is.
+    """The processes of a job, one of which this is."""
 
-    Attributes:
-        rank: number of this process, 0 for the one that writes files and prints; size: number of processes.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # of this process; 0 writes files and prints
+    size: int = 1  # number of processes
     _control: dist.ProcessGroup | None = None  # on the CPU, so that agreeing never waits for a GPU
     _store: dist.Store | None = field(default=None, repr=False)
     _asked: tuple[Tensor, dist.Work] | None = field(default=None, repr=False)
@@ -50,8 +45,8 @@ class World:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Context that rank 0 enters before the others: it downloads what they then find."""
-        if self.size > 1 and not self.leads:
+        """Context that rank 0 leaves before the others enter: it downloads what they then find."""
+        if not self.leads:
             dist.barrier(self._control)
         yield
         if self.size > 1 and self.leads:
@@ -66,10 +61,8 @@ class World:
 
     def says(self, sentence: str) -> bool:
         """Whether this process should say on which sentence it ends: the first of those that end on it."""
-        if self.size == 1:
-            return True
         try:
-            return self._store.add(f"said {sentence}", 1) == 1
+            return self._store is None or self._store.add(f"said {sentence}", 1) == 1
         except (RuntimeError, ValueError):  # the store is gone, with whoever kept it
             return True
 
@@ -100,7 +93,10 @@ class World:
         return Meters.total(states)
 
     def share(self, model: nn.Module) -> nn.Module:
-        """``model`` such that its gradients are summed over processes, while the backward pass goes on."""
+        """``model`` such that its gradients are summed over processes, while the backward pass goes on.
+
+        With several processes the result has a context ``no_sync()``, in which they wait for a later backward pass.
+        """
         if self.size == 1:
             return model
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -113,17 +109,8 @@ def _sum(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
 
 
-def only_locally(model: nn.Module, condition: bool) -> AbstractContextManager:
-    """Context in which gradients add up in this process alone, if ``condition``; a later backward pass sums them."""
-    return model.no_sync() if condition and isinstance(model, DistributedDataParallel) else nullcontext()
-
-
 def start_processes(gpu_ids: str, argv: Sequence[str]) -> None:
-    """Become PyTorch's launcher if ``--gpu-id`` lists several GPUs, with one process of this script for each.
-
-    Args:
-        gpu_ids: their numbers, separated by commas; argv: the script's command line.
-    """
+    """Become PyTorch's launcher, of a process for each GPU that ``--gpu-id`` lists, if those are several."""
     if _launched() or "," not in gpu_ids or not torch.cuda.is_available():
         return
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpu_ids.split(','))}"]
@@ -133,22 +120,20 @@ def start_processes(gpu_ids: str, argv: Sequence[str]) -> None:
 def join() -> World:
     """The world that a launcher put this process in, ``torchrun`` for one; a world of one process without a launcher.
 
-    Processes other than rank 0 keep silent from here on, but for what they end on.
-
-    Raises:
-        UserError: a launcher's variables are there, but not all of them, or with values that no launcher gives.
+    Processes other than rank 0 keep silent from here on, but for what they end on. A UserError says that a launcher's
+    variables are there, but not all of them, or with values that no launcher gives.
     """
     if not _launched() or os.environ["WORLD_SIZE"] == "1":
         return World()
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = [os.environ.get(name) for name in names]
-    if None in values or not all(values[i].isdecimal() for i in (0, 1, 3)):
-        found = ", ".join(f"{name}={value}" for name, value in zip(names, values))
+    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    rank, size, address, port = given.values()
+    if not address or not all(number and number.isdecimal() for number in (rank, size, port)):
+        found = ", ".join(f"{name}={value}" for name, value in given.items())
         raise UserError(f"the variables of a launcher are set to {found}, which makes no job of several processes: "
                         "start with torchrun, or unset RANK and WORLD_SIZE")
-    patience = threading.Timer(WORD_AFTER, lambda: print(
-        f"process {values[0]} of {values[1]} waits for the others at {values[2]}:{values[3]}, as RANK and WORLD_SIZE "
-        "say: unset them to train with one process", file=sys.stderr, flush=True))
+    patience = threading.Timer(WORD_AFTER, print, (
+        f"process {rank} of {size} waits for the others at {address}:{port}, as RANK and WORLD_SIZE say: unset them to "
+        "train with one process",), {"file": sys.stderr, "flush": True})
     patience.daemon = True
     patience.start()
     # Killed, a launcher leaves its processes behind: they save and stop as if it had asked them to.
@@ -160,8 +145,7 @@ def join() -> World:
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=rank,
                             world_size=size, timeout=PATIENCE)
-    world = World(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE),
-                  store)
+    world = World(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE), store)
     patience.cancel()
     if not world.leads:
         sys.stdout = open(os.devnull, "w")
@@ -181,7 +165,7 @@ def leave() -> None:
 
 def lost_another(error: Exception) -> bool:
     """Whether ``error`` is that of a process whose partner in communication ended."""
-    return dist.is_available() and dist.is_initialized() and (
+    return dist.is_initialized() and (
         isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection")))
 
 

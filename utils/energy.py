@@ -12,11 +12,10 @@ SOURCE = "M. Horowitz, Computing's energy problem, ISSCC 2014, 45 nm"
 CONSTANTS = {"32-bit addition": 0.9, "32-bit multiplication": 3.7, "64 bits from 8 KB": 10.0,
              "64 bits from 32 KB": 20.0, "64 bits from 1 MB": 100.0, "64 bits from DRAM": 1300.0}  # pJ
 MEMORIES = {"8 KB": 2**13, "32 KB": 2**15, "1 MB": 2**20, "DRAM": math.inf}  # bytes
-MODELS = ("arithmetic only", "with memory, clock-driven", "with memory, event-driven")
+MODELS = ("arithmetic only", "with memory")
 OPTIMIZER = 3  # multiply-accumulates of SGD with momentum and weight decay, per parameter
 
-# What a machine does for one sample: kind of operation to how many; ``received`` are the updates if events drive it.
-Work = Mapping[str, float]
+Work = Mapping[str, float]  # what a machine does for one sample: kind of operation, as in ``prices``, to how many
 Counted = Mapping[str, Any]  # one phase, as modules.operations.Counts.per_sample gives it
 
 
@@ -45,11 +44,11 @@ class Machine:
                 for name, number in held.items()}
 
     @property
-    def prices(self) -> dict[str, tuple[float, float]]:
-        """pJ of one operation of each kind: of its arithmetic, and with its accesses to memory."""
+    def prices(self) -> dict[str, dict[str, float]]:
+        """pJ of one operation of each kind, by each of ``MODELS``."""
         add, multiply = CONSTANTS["32-bit addition"], CONSTANTS["32-bit multiplication"]
         weight, potential, history = (CONSTANTS[f"64 bits from {kind}"] / 2 for kind in self.memories.values())
-        kinds = {
+        kinds = {  # arithmetic, and accesses to memory
             "spikes": (add, weight + 2 * potential),
             "products": (add + multiply, weight + 2 * potential),
             # Multipliers grow with both widths: in the same source, 0.2 pJ for 8 x 8 bits and 3.1 pJ for 32 x 32.
@@ -59,14 +58,12 @@ class Machine:
             "optimizer products": (add + multiply, 3 * weight),
             "updates": (0.0, add + 2 * potential),
             "stored": (0.0, 2 * history)}
-        return {kind: (arithmetic, arithmetic + more) for kind, (arithmetic, more) in kinds.items()}
+        return {kind: dict(zip(MODELS, (arithmetic, arithmetic + more))) for kind, (arithmetic, more) in kinds.items()}
 
     def energy(self, work: Work) -> dict[str, float]:
-        """pJ of some work by each of ``MODELS``."""
-        arithmetic, memory = (sum(price[model] * work.get(kind, 0) for kind, price in self.prices.items())
-                              for model in (0, 1))
-        idle = (work["updates"] - work["received"]) * self.prices["updates"][1]
-        return dict(zip(MODELS, (arithmetic, memory, memory - idle)))
+        """pJ of some work, by each of ``MODELS``."""
+        prices = self.prices
+        return {model: sum(prices[kind][model] * number for kind, number in work.items()) for model in MODELS}
 
     def compare(self, works: Mapping[str, Work], counts: Counted) -> dict[str, Any]:
         """The energy of some networks, and the density of spikes at which the first one would take that of another.
@@ -79,16 +76,14 @@ class Machine:
             by name and model, above 1 where even the most spikes that there can be cost less, and None where even none
             cost more.
         """
-        spikes = _total(_inner(counts["operations"]))
-        most = _total(_inner(counts["couplings"])) * counts["steps"]
+        spikes, most = _inner(counts["operations"]), _inner(counts["couplings"]) * counts["steps"]
         first, *others = works
         energy = {name: self.energy(work) for name, work in works.items()}
         without = self.energy({**works[first], "spikes": works[first]["spikes"] - spikes})
 
         def break_even(other: str, model: str) -> float | None:
-            price = self.prices["spikes"][model != MODELS[0]]
-            density = (energy[other][model] - without[model]) / price / most if most else 0.0
-            return density if density > 0 else None
+            left = (energy[other][model] - without[model]) / self.prices["spikes"][model]
+            return left / most if most and left > 0 else None
 
         return {"work": dict(works), "energy": energy, "density": spikes / most if most else 0.0,
                 "break_even": {other: {model: break_even(other, model) for model in MODELS} for other in others}}
@@ -100,13 +95,11 @@ def inference(forward: Counted, readout: float) -> dict[str, Work]:
     Args:
         forward: counted in evaluation; readout: multiply-accumulates of everything behind the spiking network.
     """
-    units = _total(forward["updates"]) / forward["steps"]
-    works = {"spikes": {"spikes": _total(forward["operations"]), "products": _total(forward["products"]) + readout,
-                        **_updates(forward)}}
-    for name, pairs in (("quantised", forward["couplings"]), ("quantised, zeros skipped", forward["active"])):
-        works[name] = {"spikes": 0.0, "products": pairs["input"] + readout, "updates": units, "received": units,
-                       "narrow products": _total(_inner(pairs))}
-    return works
+    updates, pairs = sum(forward["updates"]), forward["couplings"]
+    return {"spikes": {"spikes": _all(forward["operations"]), "products": _all(forward["products"]) + readout,
+                       "updates": updates},
+            "quantised": {"products": pairs["input"] + readout, "narrow products": _inner(pairs),
+                          "updates": updates / forward["steps"]}}
 
 
 def training(forward: Counted, backward: Counted, *, sweeps: float, readout: float, parameters: float
@@ -117,48 +110,32 @@ def training(forward: Counted, backward: Counted, *, sweeps: float, readout: flo
         forward, backward: counted in training; sweeps: of IDE on the same samples; readout: as for :func:`inference`.
         parameters: trained, divided by the batch that shares a step of the optimizer.
     """
-    steps, operations = forward["steps"], forward["operations"]
-    units, gradients = _total(forward["updates"]) / steps, _total(backward["products"])
+    steps, operations, updates = forward["steps"], forward["operations"], sum(forward["updates"])
+    products = _all(forward["products"]) + 2 * readout
+    gradients = _all(backward["products"]) + readout
+    shared = {"spikes": _all(operations), "optimizer products": OPTIMIZER * parameters}
 
     def sweep(pairs: Mapping[str, float], times: float) -> float:
         """Products of values in place of spikes; those through the feedback are one time fewer."""
-        return times * _total(_inner(pairs)) - pairs.get("feedback", 0)
+        return times * _inner(pairs) - pairs.get("feedback", 0)
 
-    shared = {"spikes": _total(operations), "products": _total(forward["products"]) + 2 * readout,
-              **_updates(forward), "gradient products": readout, "optimizer products": OPTIMIZER * parameters}
-    works = {
-        "SPIDE": {"spikes": _total(backward["operations"]), "gradient products": gradients, **_updates(backward)},
-        "IDE": {"products": sweep(backward["couplings"], sweeps), "gradient products": gradients,
-                "updates": sweeps * units, "received": sweeps * units},
+    return {
+        "SPIDE": {**shared, "spikes": _all(operations) + _all(backward["operations"]), "products": products,
+                  "gradient products": gradients, "updates": updates + sum(backward["updates"])},
+        "IDE": {**shared, "products": products + sweep(backward["couplings"], sweeps),
+                "gradient products": gradients, "updates": updates + sweeps * updates / steps},
         "backpropagation through time": {
-            "products": sweep(forward["couplings"], steps), "gradient products": _total(forward["products"]),
-            "gradient spikes": sum(operations[name] for name in backward["products"]),
-            "updates": steps * units, "received": steps * units, "stored": steps * units}}
-    return {name: {kind: shared.get(kind, 0) + own.get(kind, 0) for kind in shared | own}
-            for name, own in works.items()}
+            **shared, "products": products + sweep(forward["couplings"], steps),
+            "gradient products": _all(forward["products"]) + readout,
+            "gradient spikes": sum(operations.get(name, 0) for name in backward["products"]),
+            "updates": 2 * updates, "stored": updates}}
 
 
-def compared(tested: Counted, forward: Counted, backward: Counted, *, machine: Machine, sweeps: float, readout: float,
-             trained: float) -> dict[str, Any]:
-    """The energy of inference and training beside that of other networks, and what it is made from.
-
-    Args:
-        tested: counted in evaluation; others: see :func:`training`, ``trained`` for its ``parameters``.
-    """
-    learning = training(forward, backward, sweeps=sweeps, readout=readout, parameters=trained)
-    return {"inference": machine.compare(inference(tested, readout), tested),
-            "training": machine.compare(learning, backward),
-            "memories": machine.memories, "bits": machine.bits, "constants": CONSTANTS, "source": SOURCE}
+def _all(numbers: Mapping[str, float]) -> float:
+    """Those of all connections."""
+    return sum(numbers.values(), 0.0)
 
 
-def _inner(numbers: Mapping[str, float]) -> dict[str, float]:
+def _inner(numbers: Mapping[str, float]) -> float:
     """Those of connections between layers."""
-    return {name: number for name, number in numbers.items() if name != "input"}
-
-
-def _updates(counts: Counted) -> Work:
-    return {kind: _total(counts[kind]) for kind in ("updates", "received")}
-
-
-def _total(numbers: Any) -> float:
-    return float(sum(numbers.values() if isinstance(numbers, Mapping) else numbers))
+    return sum((number for name, number in numbers.items() if name != "input"), 0.0)

@@ -19,7 +19,7 @@ from utils.checkpoint import Stored
 from utils.cli import Arguments, Invocation, Parser
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import alone_in
 from utils.loading import make_loaders
 from utils.logs import describe
 from utils.network import load_network, network_state, require_network
@@ -32,7 +32,7 @@ Data = tuple[Dataset, Dataset, Callable[[Any], Any] | None]
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a script is: its defaults, its data, its network.
+    """What a script is: its defaults, its data, its network; ``mnist_lenet.py`` is an example.
 
     Args:
         manual: the script's docstring, shown by ``--help``.
@@ -40,14 +40,6 @@ class Experiment:
         dataset_defaults: what differs for a data set, which also names the data sets that there are.
         build_model: makes the network, a :class:`utils.network.Network`; build_data: makes the data.
         flags: functions that add flags, and checks of them, to a :class:`utils.cli.Parser`.
-
-    Example:
-        >>> def add_flags(parser):
-        ...     parser.add_argument("--noise", type=float, default=0.1, experiment=True, help="added to each pixel")
-        >>> EXPERIMENT = Experiment(__doc__, defaults=DEFAULTS, dataset_defaults=DATASET_DEFAULTS,
-        ...                         build_model=build_model, build_data=build_data, flags=[add_flags])
-        >>> if __name__ == "__main__":
-        ...     EXPERIMENT.main()
     """
 
     manual: str
@@ -59,32 +51,23 @@ class Experiment:
     flags: Sequence[Callable[[Parser], None]] = ()
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """Do what a command line asks, by default the process's own.
-
-        Raises:
-            SystemExit: with a sentence, and so status 1, after a mistake of the user.
-        """
+        """Do what a command line asks, by default the process's own; a user's mistake is a SystemExit in a sentence."""
         with mistakes.in_a_sentence(World()):
             world = distributed.join()
         with mistakes.in_a_sentence(world):
             self._run(world, sys.argv[1:] if argv is None else argv)
+            distributed.leave()
 
     def arguments(self, argv: Sequence[str] = ()) -> Arguments:
-        """What :attr:`build_model` and :attr:`build_data` get for a command line, by default one without flags.
-
-        Raises:
-            UserError: an argument is out of its range.
-        """
+        """What :attr:`build_model` and :attr:`build_data` get for a command line; errors as of :func:`cli.parse`."""
         return self._parse(argv).args
 
-    def loaders(self, args: Arguments, *, seed: int, pin_memory: bool = False,
-                world: World = World()) -> tuple[DataLoader, DataLoader]:
-        """Loaders of training and test data, see :func:`utils.loading.make_loaders`."""
+    def loaders(self, args: Arguments, **settings: Any) -> tuple[DataLoader, DataLoader]:
+        """Loaders of training and test data; ``seed`` and other settings of :func:`utils.loading.make_loaders`."""
         given = [getattr(args, name) for name, flag in self._parser().flags.items() if flag.type is cli.path]
         with mistakes.about(*filter(None, given)):
             train, test, transform = self.build_data(args)
-        return make_loaders(train, test, args, transform=transform, seed=seed, pin_memory=pin_memory, rank=world.rank,
-                            ranks=world.size)
+        return make_loaders(train, test, args, transform=transform, **settings)
 
     def _parser(self, **settings: Any) -> Parser:
         parser = Parser(self.manual, **settings)
@@ -105,42 +88,43 @@ class Experiment:
         if args.export:
             if world.leads:
                 self._export(args, found)
-            return distributed.leave()
-        device = choose_device(args, world.size)
+            return
+        device = choose_device(args.gpu_id, world.size)
         seed_everything(seed, deterministic=args.deterministic)
         with world.leader_first():
-            loaders = self.loaders(args, seed=seed, pin_memory=device.type == "cuda", world=world)
+            loaders = self.loaders(args, seed=seed, pin_memory=device.type == "cuda", rank=world.rank, ranks=world.size)
         model = self.build_model(args).to(device)
         require_network(model)
         run = Run(args, invocation.folder, seed, device, model, make_optimizer(model, args), *loaders, world=world)
-        if found and args.new_readout:
-            run.fine_tune(found)
-            found = None
+        if args.new_readout:
+            load_network(model, found.contents, found.path, new_readout=True)
         elif found:
             run.resume(found)
         say(summary(run, invocation))
         if args.dry_run:
             check_data(run)
-        elif args.evaluate:
-            say(f"test: {describe(training.evaluate(run))}")
-        else:
-            with folder.opened(run, found) if world.leads else nullcontext():
-                if world.leads:
+            return
+        writes = world.leads and (args.report or not args.evaluate)
+        alone = alone_in(run.folder, contents="checkpoints", remedy="choose another with -c", wait=False)
+        with alone if writes else nullcontext():
+            if args.evaluate:
+                say(f"test: {describe(training.evaluate(run))}")
+            else:
+                if writes:
+                    folder.arrange(run, None if args.new_readout else found)
                     provenance.record(run.folder, args, seed=seed, device=device_name(device))
                 training.fit(run)
-        if args.report and world.leads:
-            write_report(run)
-        distributed.leave()
+            if writes and args.report:
+                write_report(run)
 
     def _export(self, args: Arguments, found: Stored) -> None:
         """Write the network of a checkpoint to the file that ``--export`` names."""
         model = self.build_model(args)
         stored = load_network(model, found.contents, found.path)
         numbers = {name: stored[name] for name in ("epoch", "iteration", "best_acc") if name in stored}
-        contents = checkpoint.serialised({**network_state(model, args, args.manualSeed), **numbers})
         with mistakes.about(Path(args.export).parent):
             Path(args.export).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(args.export), contents)
+            checkpoint.save({**network_state(model, args, args.manualSeed), **numbers}, Path(args.export))
         say(f"{args.export} holds the {type(model).__name__} of {found.path}: use it with --resume")
 
 
@@ -152,31 +136,28 @@ def agreed(invocation: Invocation, world: World) -> Invocation:
     return replace(leaders, stored=own if leaders_path == path else leaders_path and checkpoint.load(leaders_path))
 
 
-def choose_device(args: argparse.Namespace, processes: int = 1) -> torch.device:
+def choose_device(gpu_id: str, processes: int) -> torch.device:
     """The device of ``--gpu-id``; the CPU, with a word, when there is no GPU.
 
-    Of several processes on a machine, each takes the GPU of its number, in the list of ``--gpu-id`` if that is one.
-
-    Raises:
-        UserError: there is no GPU of that number.
+    Of several processes on a machine, each takes the GPU of its number, in the list of ``--gpu-id`` if that is one. A
+    UserError says that there is no GPU of a number.
     """
-    numbers = args.gpu_id.split(",")
-    if args.gpu_id != "-1" and not all(number.strip().isdigit() for number in numbers):
-        raise UserError(f"--gpu-id takes the number of a GPU, or -1 for the CPU, not '{args.gpu_id}'")
-    if args.gpu_id == "-1" or not torch.cuda.is_available():
-        if args.gpu_id != "-1":
-            say("no GPU is available: running on the CPU")
+    if gpu_id == "-1":
         return torch.device("cpu")
-    count, local = torch.cuda.device_count(), distributed.local_rank()
+    if not all(number.strip().isdigit() for number in gpu_id.split(",")):
+        raise UserError(f"--gpu-id takes the number of a GPU, or -1 for the CPU, not '{gpu_id}'")
+    if not torch.cuda.is_available():
+        say("no GPU is available: running on the CPU")
+        return torch.device("cpu")
+    numbers, count, local = list(map(int, gpu_id.split(","))), torch.cuda.device_count(), distributed.local_rank()
     if processes > 1 and len(numbers) == 1:
-        numbers = [str(number) for number in range(count)]
-    for number in numbers:
-        if int(number) >= count:
-            raise UserError(f"there is no GPU {number}: this machine has {count}, numbered from 0")
+        numbers = list(range(count))
+    if max(numbers) >= count:
+        raise UserError(f"there is no GPU {max(numbers)}: this machine has {count}, numbered from 0")
     if local >= len(numbers):
         raise UserError(f"process {local} of this machine has no GPU: start at most {len(numbers)} processes on it, "
                         "or add --gpu-id -1 to run on the CPU")
-    device = torch.device("cuda", int(numbers[local]))
+    device = torch.device("cuda", numbers[local])
     torch.cuda.set_device(device)
     return device
 
@@ -206,9 +187,10 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
 
 def summary(run: Run, invocation: Invocation) -> str:
     """What is about to run, in a few lines; the same text for the same arguments."""
-    args, model, state, usual = run.args, run.model, run.state, invocation.usual_drive
+    args, model, state, stored, usual = run.args, run.model, run.state, invocation.stored, invocation.usual_drive
     drive = args.scale_factor / args.train_batch
-    stored = invocation.stored
+    origin = (f"; the network of {stored.path}" if args.new_readout else
+              f"; resumed {stored.path} after epoch {state.epoch}, iteration {state.iteration}" if stored else "")
     lines = [
         f"network    {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{model.num_neurons:,} neurons, {model.num_classes} classes",
@@ -218,9 +200,7 @@ def summary(run: Run, invocation: Invocation) -> str:
         f"test samples; {len(run.train_loader)} iterations of {args.train_batch} samples an epoch",
         f"gradient   scale_factor / batch = {args.scale_factor:g} / {args.train_batch} = {drive:.4g} drives the "
         "backward network",
-        f"run        folder {run.folder}, seed {run.seed}"
-        + (f"; {'the network of' if args.new_readout else 'resumed'} {stored.path}" if stored else "")
-        + (f" after epoch {state.epoch}, iteration {state.iteration}" if stored and not args.new_readout else ""),
+        f"run        folder {run.folder}, seed {run.seed}{origin}",
         "arguments  " + " ".join(f"{name}={value}" for name, value in sorted(vars(args).items())),
         *(f"changed: {change}" for change in invocation.changes),
     ]
@@ -244,10 +224,10 @@ def write_report(run: Run) -> None:
                  scale_factor=args.scale_factor, batch=args.train_batch)
 
 
+@torch.no_grad()
 def check_data(run: Run) -> None:
     """Read one training and one test batch, pass a sample through the network, and say so."""
     inputs, *_ = next(iter(run.train_loader))
     next(iter(run.test_loader))
-    with torch.no_grad():
-        run.model.eval()(inputs[:1].to(run.device))
+    run.model.eval()(inputs[:1].to(run.device))
     say("dry run: data, network and device are in order")

@@ -1,30 +1,32 @@
 """Pictures of a report and of runs. Layers differ in lightness, line and marker, so that they do in grey print too."""
 import io
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from utils.files import write_atomically
 from utils.pages import number
 
 LINES, MARKERS = ("-", "--", "-.", ":"), "osD^v<>P"
-SIGNS = {1: ("#08306b", "spike of +1"), -1: ("#f28e2b", "spike of −1")}  # dark and light
+SIGNS = {1: {"color": "#08306b", "label": "spike of +1"},  # dark
+         -1: {"color": "#f28e2b", "label": "spike of −1"}}  # light
 DIRECTIONS = ("forward", "backward")
 
 
 def new_figure(rows: int, columns: int, *, width: float, height: float, **settings: Any) -> tuple[Any, Any]:
     """A figure that no display is needed for, whatever backend is set, and its axes ``(rows, columns)``."""
-    backend = os.environ.pop("MPLBACKEND", None)  # matplotlib cannot be imported where that names one which is absent
-    try:
+    with mock.patch.dict(os.environ):  # matplotlib cannot be imported where this names a backend which is absent
+        os.environ.pop("MPLBACKEND", None)
         from matplotlib.figure import Figure  # takes a second to import, which only who draws need wait for
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+    axes = figure.subplots(rows, columns, squeeze=False, **settings)
+    for own in axes.flat:
+        own.grid(alpha=0.3)
+        own.set_axisbelow(True)
+    return figure, axes
 
 
 def save(figure: Any, path: Path) -> None:
@@ -42,26 +44,21 @@ def style(place: int, count: int) -> dict[str, Any]:
             "marker": MARKERS[place % len(MARKERS)], "markersize": 4, "linewidth": 1.4}
 
 
-def points(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Where there are values, and the values."""
-    kept = [(place, value) for place, value in zip(x, y) if value is not None]
-    return [place for place, _ in kept], [value for _, value in kept]
-
-
-def draw_lines(axes: Any, x: Sequence[float], lines: Mapping[str, Sequence[float | None]], *, legend: bool = False,
-               **labels: Any) -> None:
-    """Lines by name over ``x``, through what is not None; on a logarithmic axis they have gaps where they are 0."""
+def draw_lines(axes: Any, x: Sequence[float], lines: Mapping[str, Sequence[float | None]], **labels: Any) -> None:
+    """Lines by name over ``x``, with gaps where there is no value or, on a logarithmic axis, where it is 0."""
     for place, (name, y) in enumerate(lines.items()):
-        if labels.get("yscale") == "log":
-            y = [math.nan if value == 0 else value for value in y]
-        axes.plot(*points(x, y), label=name, markevery=max(1, len(x) // 30), **style(place, len(lines)))
+        drawn = [value or None for value in y] if labels.get("yscale") == "log" else y
+        axes.plot(x, drawn, label=name, markevery=max(1, len(x) // 30), **style(place, len(lines)))
     axes.set(**labels)
-    axes.grid(alpha=0.3)
     if labels.get("xscale") == "log":
         axes.set_xticks(x, map(str, x))
         axes.set_xticks([], minor=True)
-    if legend and lines:
-        axes.legend(fontsize="small")
+
+
+def explain(axes: Any) -> None:
+    """A legend beside the axes, where it covers nothing; it serves all panels that show the same kinds of things."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
 
 
 def by_layer(values: Sequence[Any]) -> dict[str, Any]:
@@ -103,7 +100,8 @@ def lines(*panels: Mapping[str, Any], width: float) -> Any:
     figure, axes = new_figure(1, len(panels), width=width, height=4.2)
     for own, panel in zip(axes[0], panels):
         draw_lines(own, **panel)
-    return _with_legend(figure)
+    explain(axes[0, -1])
+    return figure
 
 
 def raster(trains: Mapping[str, Sequence[Any]]) -> Any:
@@ -112,68 +110,65 @@ def raster(trains: Mapping[str, Sequence[Any]]) -> Any:
     Args:
         trains: for 'forward' and 'backward', per layer, ``(steps, units)`` of -1, 0 and 1.
     """
-    def draw(axes: Any, direction: str, layer: int) -> None:
+    figure, axes = _every_layer(len(trains["forward"]), "spikes")
+    for own, direction, layer in _panels(axes):
         train = trains[direction][layer]
-        for sign, (colour, name) in SIGNS.items():
+        for sign, look in SIGNS.items():
             step, unit = (train == sign).nonzero(as_tuple=True)
-            axes.scatter(step + 1, unit, s=14, marker="|", color=colour, label=name, linewidths=1.5)
-        axes.set(ylim=(-1, train.shape[1]), yticks=[], xlim=(0, len(train) + 1))
-        if direction == "forward":
-            axes.set_ylabel(f"layer {layer}\n{train.shape[1]} units")
-
-    return _with_legend(_every_layer(len(trains["forward"]), "spikes", draw), markerscale=2)
+            own.scatter(step + 1, unit, s=14, marker="|", linewidths=1.5, **look)
+        own.set(ylim=(-1, train.shape[1]), yticks=[], xlim=(0, len(train) + 1))
+    explain(axes[0, 1])
+    return figure
 
 
 def potentials(recording: Any, network: Any) -> Any:
     """Membrane potentials, before the reset, of the unit of every layer that sent most backward spikes."""
     trains, most = recording.trains, network.couple.v_threshold
     thresholds = {"forward": [network.neuron.v_threshold], "backward": [most, -most]}
-
-    def draw(axes: Any, direction: str, layer: int) -> None:
+    figure, axes = _every_layer(len(trains["forward"]), "potential of a unit, before the reset")
+    for own, direction, layer in _panels(axes):
         unit = int(trains["backward"][layer].abs().sum(0).argmax())
         potential, spikes = recording.potentials[direction][layer][:, unit], trains[direction][layer][:, unit]
-        axes.plot(range(1, len(potential) + 1), potential, color="0.35", linewidth=0.9, label="potential")
-        axes.hlines(thresholds[direction], 1, len(potential), color="black", linestyle="--", linewidth=0.8,
-                    label="threshold")
-        for sign, (colour, name) in SIGNS.items():
+        own.plot(range(1, len(potential) + 1), potential, color="0.35", linewidth=0.9, label="potential")
+        own.hlines(thresholds[direction], 1, len(potential), color="black", linestyle="--", linewidth=0.8,
+                   label="threshold")
+        for sign, look in SIGNS.items():
             step = (spikes == sign).nonzero()[:, 0]
-            axes.scatter(step + 1, potential[step], s=14, zorder=3, color=colour, label=name)
-        axes.grid(alpha=0.3)
-
-    return _with_legend(_every_layer(len(trains["forward"]), "potential of a unit, before the reset", draw))
+            own.scatter(step + 1, potential[step], s=14, zorder=3, **look)
+    explain(axes[0, 1])
+    return figure
 
 
 def energy(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
     """Energy of a sample, a panel for each entry: by network and model, pJ."""
-    figure, axes = new_figure(1, len(tables), width=12, height=4.2)
+    figure, axes = new_figure(1, len(tables), width=12, height=3.2)
     for own, (title, networks) in zip(axes[0], tables.items()):
-        models = next(iter(networks.values()))
-        for offset, model, shade in zip((-0.27, 0, 0.27), models, ("0.2", "0.55", "0.85")):
-            bars = own.barh([place + offset for place in range(len(networks))], height=0.25, color=shade,
+        for offset, model, shade in zip((-0.2, 0.2), next(iter(networks.values())), ("0.3", "0.8")):
+            bars = own.barh([place + offset for place in range(len(networks))], height=0.38, color=shade,
                             width=[values[model] / 1e6 for values in networks.values()], edgecolor="black",
                             linewidth=0.6, label=model)
             own.bar_label(bars, fmt=number, padding=3, fontsize="x-small")
-        own.set(xscale="log", xlabel="µJ, logarithmic", title=f"{title.capitalize()}: energy of a sample", ymargin=0.05)
-        own.set_yticks(range(len(networks)), [name.replace(" through", "\nthrough").replace(", ", ",\n")
-                                              for name in networks])
+        own.set(xscale="log", xlabel="µJ, logarithmic", title=f"{title.capitalize()}: energy of a sample")
+        own.set_yticks(range(len(networks)), [name.replace(" through", "\nthrough") for name in networks])
         own.margins(x=0.2)
         own.invert_yaxis()
-    return _with_legend(figure, place="outside lower center", ncols=3)
+    explain(axes[0, -1])
+    return figure
 
 
-def _every_layer(layers: int, what: str, draw: Callable[[Any, str, int], None]) -> Any:
+def _every_layer(layers: int, what: str) -> tuple[Any, Any]:
     """A figure with a row for each layer, the last one on top, and a column for each direction."""
     figure, axes = new_figure(layers, 2, width=12, height=1 + 1.2 * layers, sharex="col", width_ratios=(1, 2.2))
-    for panels, direction in zip(axes.T, DIRECTIONS):
-        panels[0].set_title(f"{direction.capitalize()}: {what}", fontsize="medium")
-        panels[-1].set_xlabel("step")
-        for layer, own in enumerate(reversed(panels)):
-            own.set_ylabel(f"layer {layer}" if direction == "forward" else "")
-            draw(own, direction, layer)
-    return figure
+    for column, direction in zip(axes.T, DIRECTIONS):
+        column[0].set_title(f"{direction.capitalize()}: {what}", fontsize="medium")
+        column[-1].set_xlabel("step")
+    for own, direction, layer in _panels(axes):
+        own.set_ylabel(f"layer {layer}" if direction == "forward" else "")
+    return figure, axes
 
 
-def _with_legend(figure: Any, place: str = "outside right upper", **settings: Any) -> Any:
-    """With one legend for all panels, which show the same kinds of things, beside them, where it covers nothing."""
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc=place, fontsize="small", **settings)
-    return figure
+def _panels(axes: Any) -> Iterator[tuple[Any, str, int]]:
+    """Axes, direction and layer of each panel of :func:`_every_layer`."""
+    for layer, row in enumerate(reversed(axes)):
+        for own, direction in zip(row, DIRECTIONS):
+            yield own, direction, layer

@@ -10,7 +10,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Self
@@ -27,8 +27,7 @@ UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)  # answe
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write and read that takes the name ``path`` at the end of the context, and only if that is reached.
 
-    Raises:
-        OSError: it cannot be written; the old file, if any, is still there.
+    If an OSError says that it cannot be written, the old file, if any, is still there.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -85,22 +84,16 @@ def remove_leftovers(folder: Path) -> None:
 def alone_in(folder: Path, *, contents: str, remedy: str, wait: bool = True) -> Iterator[None]:
     """Make a folder, unless it is there, and hold its :class:`FolderLock`, which see, in the context.
 
-    Args:
-        contents, remedy: what one wants to write to it, and what to do where that cannot be, for people.
-
-    Raises:
-        UserError: it cannot be made or written; without ``wait``, that it is in use.
+    A UserError says if it cannot be made or written: ``contents`` and ``remedy`` are what one wants to write and what
+    to do then.
     """
-    lock = FolderLock(folder, wait=wait)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.__enter__()
-    except OSError as error:
-        raise UserError(f"cannot write {contents} to {folder} ({error.strerror}): {remedy}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FolderLock(folder, wait=wait))
+        except OSError as error:
+            raise UserError(f"cannot write {contents} to {folder} ({error.strerror}): {remedy}") from error
         yield
-    finally:
-        lock.__exit__()
 
 
 class FolderLock:

@@ -1,5 +1,5 @@
 """Numbers that are not finite: a threshold hides them, so that a network of NaN weights would spike on."""
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,25 +7,21 @@ from torch import Tensor, nn
 
 
 class Watch:
-    """The first iteration at which the loss, a gradient or a weight was not finite.
+    """The first iteration at which the loss, a gradient or a weight of a model was not finite.
 
     It is kept on the device, so that a training step never waits for it.
-
-    Args:
-        model: whose parameters to watch.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.numel()]
-        self.parameters = [p for _, p in named]
-        self.names = ["loss", *(f"gradient of {name}" for name, _ in named), *(f"weight {name}" for name, _ in named)]
+        named = {name: p for name, p in model.named_parameters() if p.numel()}
+        self.parameters = list(named.values())
+        self.names = ["loss", *(f"gradient of {name}" for name in named), *(f"weight {name}" for name in named)]
         device = self.parameters[0].device if named else torch.device("cpu")
         self._first = torch.full((len(self.names),), torch.inf, dtype=torch.float64, device=device)
 
-    @torch.no_grad()
     def see_loss(self, loss: Tensor, iteration: int) -> None:
         """Look at the loss of an iteration, 0-dim, before its backward pass."""
-        self._note(self._first[:1], torch.isfinite(loss).reshape(1), iteration)
+        self._note(self._first[:1], torch.isfinite(loss.detach()).reshape(1), iteration)
 
     @torch.no_grad()
     def see_parameters(self, iteration: int) -> None:
@@ -44,14 +40,10 @@ class Watch:
         first.copy_(torch.where(finite, first, first.clamp(max=iteration)))
 
 
-def first_bad(tensors: Mapping[str, Any] | Iterable[Any], name: str = "") -> str | None:
+def first_bad(tensors: Any, name: str = "") -> str | None:
     """Name of the first tensor within nested containers that holds a number that is not finite, or None."""
     if torch.is_tensor(tensors):
         return None if torch.isfinite(tensors).all() else name
-    if isinstance(tensors, Mapping):
-        inside = tensors.items()
-    elif isinstance(tensors, (list, tuple)):
-        inside = enumerate(tensors)
-    else:
-        return None
-    return next(filter(None, (first_bad(value, f"{name}.{key}" if name else str(key)) for key, value in inside)), None)
+    lists = isinstance(tensors, (list, tuple))
+    inside = tensors.items() if isinstance(tensors, Mapping) else enumerate(tensors) if lists else ()
+    return next(filter(None, (first_bad(value, f"{name}.{key}".lstrip(".")) for key, value in inside)), None)

@@ -1,13 +1,13 @@
-"""The folder of a run: who may write to it, and what becomes of the files of another run or of a later state."""
+"""The folder of a run: what becomes there of the files of another run, or of a later state."""
+import itertools
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from utils import checkpoint, metrics
 from utils.checkpoint import BEST, LAST, Stored
 from utils.errors import UserError
-from utils.files import alone_in, remove_leftovers, write_atomically
+from utils.files import remove_leftovers, write_atomically
 from utils.logs import LOG, PLOT, read_log
 from utils.progress import say
 from utils.run import Run, RunState
@@ -15,39 +15,26 @@ from utils.run import Run, RunState
 RUN_FILES = (LAST, BEST, LOG, PLOT, metrics.NAME, "args.json", "script.py")
 
 
-@contextmanager
-def opened(run: Run, found: Stored | None) -> Iterator[None]:
-    """Context that has the folder of a run for itself, in order for training to begin, or to go on from ``found``.
+def arrange(run: Run, found: Stored | None) -> None:
+    """Leave in the folder, which is held, only what belongs to a run that begins, or goes on from ``found``.
 
-    Files of another run are set aside, and so are files of this one that are later than what it goes on from.
-
-    Raises:
-        UserError: the folder cannot be written, or another run writes to it.
+    Files of another run are set aside, and so are files of this one that are later than what it goes on from; if that
+    is another file by now, a UserError says so.
     """
-    folder = run.folder
-    with alone_in(folder, contents="checkpoints", remedy="choose another with -c", wait=False):
-        if found and found.changed():
-            raise UserError(f"{found.path} was replaced while this run was starting, by another that has ended now: "
-                            "start again")
-        remove_leftovers(folder)
-        _arrange(run, found)
-        yield
-
-
-def _arrange(run: Run, found: Stored | None) -> None:
-    """Leave only what belongs to the run as it stands."""
     folder, state = run.folder, run.state
+    if found and found.changed():
+        raise UserError(f"{found.path} was replaced while this run was starting, by another that has ended now: "
+                        "start again")
+    remove_leftovers(folder)
     if found is None:
-        _set_aside(folder, "of an earlier run")
-        return
-    source = found.path.parent
-    elsewhere = source.resolve() != folder.resolve()
-    if elsewhere or _is_later(folder, found, state):
-        kind = "of another run" if elsewhere else f"later than iteration {state.iteration}"
-        kept = _set_aside(folder, kind, copy=True)
-        _restore(run, source if elsewhere else kept)
-        return
-    metrics.cut(folder, folder, iteration=state.iteration, evaluated=state.evaluated)
+        _set_aside(folder, "of an earlier run", shutil.move)
+    elif found.path.parent.resolve() != folder.resolve():
+        _set_aside(folder, "of another run", shutil.copy2)
+        _restore(run, found.path.parent)
+    elif _is_later(folder, found, state):
+        _restore(run, _set_aside(folder, f"later than iteration {state.iteration}", shutil.copy2))
+    else:
+        metrics.cut(folder, folder, iteration=state.iteration, evaluated=state.evaluated)
 
 
 def _is_later(folder: Path, found: Stored, state: RunState) -> bool:
@@ -62,17 +49,14 @@ def _is_later(folder: Path, found: Stored, state: RunState) -> bool:
             or len(read_log(folder)) > len(state.history) + (state.batch > 0))
 
 
-def _set_aside(folder: Path, kind: str, *, copy: bool = False) -> Path:
+def _set_aside(folder: Path, kind: str, take: Callable[[Path, Path], object]) -> Path:
     """Move, or copy, the files of a run to ``previous-1``, ``previous-2``, ...; return where, if there are any."""
     files = [folder / name for name in RUN_FILES if (folder / name).exists()]
-    number = 1
-    while (folder / f"previous-{number}").exists():
-        number += 1
-    target = folder / f"previous-{number}"
+    target = next(path for n in itertools.count(1) if not (path := folder / f"previous-{n}").exists())
     if files:
         target.mkdir()
         for file in files:
-            (shutil.copy2 if copy else shutil.move)(file, target / file.name)
+            take(file, target / file.name)
         say(f"files in {folder} {kind} are kept in {target}")
     return target
 
@@ -86,14 +70,14 @@ def _restore(run: Run, source: Path) -> None:
             best = checkpoint.load(source / BEST)
         except UserError as error:
             say(f"warning: {error}")
-    known = best and best.contents.get("best_acc") == state.best_accuracy
+    known = best and best.contents.get("best_acc") == state.best_acc
     if known and best.contents.get("iteration", 0) <= state.iteration:
         write_atomically(folder / BEST, best.path.read_bytes())
     else:
         (folder / BEST).unlink(missing_ok=True)
-        state.best_accuracy = RunState.best_accuracy
+        state.best_acc = RunState.best_acc
         say(f"note: the best network up to this iteration is not in {source}: the next evaluation counts as the best")
     metrics.cut(source, folder, iteration=state.iteration, evaluated=state.evaluated)
     for name in (LOG, PLOT):
         (folder / name).unlink(missing_ok=True)
-    run.save(rows=state.history or None)
+    run.write(rows=state.history or None)  # by this process alone: the others have no sums yet

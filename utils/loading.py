@@ -14,14 +14,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from utils.errors import UserError
 from utils.processes import cores, follow_parent
 
+Place = tuple[int, int, bool]  # epoch, index of a sample, and whether the sample counts
+
 
 def derive_seed(*parts: int) -> int:
     """A seed in [0, 2^63) that depends on all ``parts``, unrelated for unequal ones."""
     digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-Place = tuple[int, int, bool]  # epoch, index of a sample, and whether the sample counts
 
 
 class Batches(Sampler[list[Place]]):
@@ -45,7 +44,10 @@ class Batches(Sampler[list[Place]]):
         self.epoch, self.skip = epoch, skip
 
     def __iter__(self) -> Iterator[list[Place]]:
-        order = self._order()
+        order = list(range(self.size))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+            order = torch.randperm(self.size, generator=generator).tolist()
         for begin in range(self.skip, self.size, self.batch):
             whole = order[begin:begin + self.batch]
             own = whole[len(whole) * self.rank // self.ranks:len(whole) * (self.rank + 1) // self.ranks]
@@ -53,12 +55,6 @@ class Batches(Sampler[list[Place]]):
 
     def __len__(self) -> int:
         return -(-self.size // self.batch)
-
-    def _order(self) -> list[int]:
-        if self.seed is None:
-            return list(range(self.size))
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        return torch.randperm(self.size, generator=generator).tolist()
 
 
 class Keyed(Dataset):
@@ -93,27 +89,24 @@ class Keyed(Dataset):
 
 
 def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, transform: Callable[[Any], Any] | None,
-                 seed: int, pin_memory: bool = False, rank: int = 0,
-                 ranks: int = 1) -> tuple[DataLoader, DataLoader]:
+                 seed: int, pin_memory: bool = False, **share: int) -> tuple[DataLoader, DataLoader]:
     """Loaders of training batches in random order, and of test batches in order; the last batch may be smaller.
 
     Args:
-        train, test: pairs of input and label.
+        train, test: pairs of input and label; transform: of training inputs, see :class:`Keyed`; seed: of the run.
         args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``test_limit`` (use the first so
             many test samples, or None for all).
-        transform: from a training input to the network's, random or not, see :class:`Keyed`; seed: of the run.
-        pin_memory: put batches where a GPU can fetch them.
-        rank, ranks: number of this process, and of processes, which share every batch.
+        pin_memory: put batches where a GPU can fetch them; share: ``rank`` and ``ranks`` of :class:`Batches`.
     """
+    workers = min(args.workers, cores())  # more would only take turns, and PyTorch warns of them
+
+    def loader(data: Keyed, batches: Batches) -> DataLoader:
+        # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.
+        return DataLoader(data, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0,
+                          pin_memory=pin_memory, worker_init_fn=follow_parent, generator=torch.Generator())
+
     if args.test_limit is not None:
         test = Subset(test, range(min(args.test_limit, len(test))))
-    # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.
-    workers = min(args.workers, cores())  # more would only take turns, and PyTorch warns of them
-    shared = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory,
-              "worker_init_fn": follow_parent}
-    train_batches = Batches(len(train), args.train_batch, seed=seed, rank=rank, ranks=ranks)
-    test_batches = Batches(len(test), args.test_batch, seed=None, rank=rank, ranks=ranks)
-    return (DataLoader(Keyed(train, transform, seed, "the training data"), batch_sampler=train_batches,
-                       generator=torch.Generator(), **shared),
-            DataLoader(Keyed(test, None, seed, "the test data"), batch_sampler=test_batches,
-                       generator=torch.Generator(), **shared))
+    return (loader(Keyed(train, transform, seed, "the training data"),
+                   Batches(len(train), args.train_batch, seed=seed, **share)),
+            loader(Keyed(test, None, seed, "the test data"), Batches(len(test), args.test_batch, seed=None, **share)))

@@ -15,10 +15,8 @@ COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc
 def write_log(folder: Path, rows: Sequence[Sequence[float]]) -> None:
     """Write ``log.txt``, one tab-separated row per epoch, and ``log.png``; both are replaced as a whole.
 
-    A picture that cannot be drawn is worth a warning, not a run.
-
     Raises:
-        OSError: ``log.txt`` cannot be written.
+        OSError: ``log.txt`` cannot be written; a picture that cannot be drawn is worth a warning, not a run.
     """
     lines = ["\t".join(COLUMNS), *("\t".join(f"{value:.6f}" for value in row) for row in rows)]
     write_atomically(folder / LOG, ("\n".join(lines) + "\n").encode())
@@ -41,22 +39,20 @@ def read_log(folder: Path) -> list[list[float]]:
 
 
 def _draw(rows: Sequence[Sequence[float]], measured: Sequence[dict[str, Any]]) -> Any:
-    """Curves over epochs, and of the backward firing rates over iterations.
-
-    Args:
-        rows: of ``log.txt``; measured: of ``metrics.jsonl``.
-    """
+    """Curves over epochs, from rows of ``log.txt``, and of backward rates over iterations, from ``metrics.jsonl``."""
     panels = {"Loss": ("Train Loss", "Valid Loss"), "Accuracy (%)": ("Train Acc.", "Valid Acc."),
               "Firing rate (spikes per step)": COLUMNS[5:]}
-    figure, axes = figures.new_figure(1, len(panels) + 1, width=16, height=3.5)
-    for own, (title, names) in zip(axes[0], panels.items()):
+    figure, axes = figures.new_figure(2, 2, width=14, height=7)
+    for own, (title, names) in zip(axes.flat, panels.items()):
         lines = {name: [row[COLUMNS.index(name)] for row in rows] for name in names}
-        figures.draw_lines(own, range(1, len(rows) + 1), lines, legend=True, title=title, xlabel="Epoch")
+        figures.draw_lines(own, range(1, len(rows) + 1), lines, title=title, xlabel="Epoch")
         own.xaxis.get_major_locator().set_params(integer=True)
     spiking = [row for row in measured if "backward_rates" in row]
     layers = figures.by_layer(list(zip(*(row["backward_rates"] for row in spiking))))
-    figures.draw_lines(axes[0, -1], [row["iteration"] for row in spiking], layers, legend=True, xlabel="Iteration",
+    figures.draw_lines(axes[1, 1], [row["iteration"] for row in spiking], layers, xlabel="Iteration",
                        title="Backward firing rate (spikes per step)" if layers else "No backward spikes were recorded")
+    for own in axes.flat:
+        figures.explain(own)
     return figure
 
 

@@ -27,8 +27,7 @@ class Call:
     Attributes:
         circuit, x, engine: what is simulated, and by what; forward: the result.
         gradient: of the loss for the rates of the last layer.
-        readout: multiply-accumulates of a sample in Linear layers outside the network; others: layers with parameters
-            there that are not Linear.
+        readout: multiply-accumulates of a sample in Linear layers outside the network.
     """
 
     circuit: Circuit
@@ -37,7 +36,6 @@ class Call:
     forward: ForwardResult
     gradient: Tensor
     readout: int
-    others: list[str]
 
     @property
     def masks(self) -> list[Tensor]:
@@ -58,24 +56,19 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
     Raises:
         ValueError: the model does not call the network just once.
     """
-    keys, seen, readout, others = torch.arange(len(inputs), device=inputs.device), [], [], []
+    keys, seen, readout = torch.arange(len(inputs), device=inputs.device), [], []
 
     def cut(module: nn.Module, args: tuple, rates: Tensor) -> Tensor:
         seen.append((args[0].detach(), rates.detach().requires_grad_()))
         return seen[-1][1]
 
-    def look(module: nn.Module, args: tuple, output: Tensor) -> None:
-        if isinstance(module, nn.Linear):
-            readout.append(output.numel() // len(inputs) * module.in_features)
-        else:
-            others.append(type(module).__name__)
+    def count(module: nn.Linear, args: tuple, output: Tensor) -> None:
+        readout.append(output[0].numel() * module.in_features)
 
-    inner = set(network.modules())
     hooks = [network.register_forward_pre_hook(lambda module, args, named: (args, {**named, "keys": keys}),
                                                with_kwargs=True),
-             network.register_forward_hook(cut)]
-    hooks += [module.register_forward_hook(look) for module in model.modules()
-              if module not in inner and list(module.parameters(recurse=False))]
+             network.register_forward_hook(cut),
+             *(m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear))]
     try:
         value = drive * loss(model(inputs), targets)
     finally:
@@ -86,7 +79,7 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
     (raw, rates), = seen
     circuit, x = network.bind(raw, keys)
     return Call(circuit, x, engine, engine.simulate_forward(circuit.detached(), x),
-                torch.autograd.grad(value, rates)[0], sum(readout), others)
+                torch.autograd.grad(value, rates)[0], sum(readout))
 
 
 class Recording(NamedTuple):
@@ -106,12 +99,12 @@ def record(own: Call, samples: int) -> Recording:
     """Simulate some samples of a call step by step; shown are units that pass gradient and got some, if there are."""
     shown = own.gradient[:samples].flatten(1).norm(dim=1).argmax()
     betas = own.engine.simulate_backward(own.circuit.detached(), own.gradient, own.masks).betas
-    units = [_choose(mask[shown] & (beta[shown] != 0), mask[shown], count[shown])
+    units = [_choose((count[shown] != 0).int() + mask[shown] + (mask[shown] & (beta[shown] != 0)))
              for mask, beta, count in zip(own.masks, betas, own.forward.counts)]
     seen = {phase: [[] for _ in units] for phase in ("forward", "backward")}
 
     def watch(phase: str, layer: int, potential: Tensor, spikes: Tensor) -> None:
-        seen[phase][layer].append(torch.stack([t[shown].reshape(-1)[units[layer]] for t in (potential, spikes)]))
+        seen[phase][layer].append(torch.stack([t[shown].flatten()[units[layer]] for t in (potential, spikes)]))
 
     recorder, (circuit, x) = Recorder(watch), own.first(samples)
     found = replace(own, forward=recorder.simulate_forward(circuit, x))
@@ -122,6 +115,13 @@ def record(own: Call, samples: int) -> Recording:
         trains[phase] = [spikes for _, spikes in steps]
         potentials[phase] = [potential / neuron.leak + neuron.quantum * spikes for potential, spikes in steps]
     return Recording(recorder.forward, recorder.backward, trains, potentials)
+
+
+def _choose(merit: Tensor) -> Tensor:
+    """Numbers of the ``SHOWN`` units of a layer with the highest merit, a whole number; of equals, some far apart."""
+    golden = (5**0.5 - 1) / 2  # the fractions of its multiples are spread evenly
+    order = merit.flatten() + torch.arange(merit.numel(), dtype=torch.float64, device=merit.device) * golden % 1
+    return order.topk(min(SHOWN, merit.numel())).indices.sort().values
 
 
 def rates(inference: Call, training: Call, backward: Counts) -> list[dict[str, Any]]:
@@ -171,10 +171,9 @@ def equilibrium(own: Call) -> dict[str, Any]:
         now, x = replace(circuit, time_step=time), own.x[:time] if circuit.event_input else own.x
         mean = torch.tensordot(leak_weights(time, neuron.leak, like=x), x, dims=1) if circuit.event_input else x
         found = own.engine.simulate_forward(now, x).rates
-        sources = now.sources(mean, found)
-        currents = [c.current(source) for c, source in zip(now.feedforward, sources)]
-        if now.feedback is not None:
-            currents[0] = currents[0] + now.feedback.current(sources[-1])
+        currents = [c.current(source) for c, source in zip(now.connections, now.sources(mean, found))]
+        if now.has_feedback:
+            currents[0] = currents[0] + currents.pop()
         distances.append([(rate - (current / neuron.quantum).clamp(0, 1)).abs().mean().item()
                           for rate, current in zip(found, currents)])
     earlier = next(found for time, found in zip(steps[::-1], distances[::-1]) if 4 * time <= steps[-1] or time == 1)
@@ -197,33 +196,18 @@ def gradient(own: Call, network: FeedbackSNN) -> dict[str, Any]:
         return {"steps": [], "parameters": {}, "sweeps": 1, "residual": 0.0, "converged": True}
     statistics, parameters = SpikeStatistics(), {name: {"cosine": [], "error": []} for name in named}
 
-    def solve(method: type, **changes: Any) -> tuple[Tensor, ...]:
+    def solve(method: type, **changes: Any) -> list[Tensor]:
         circuit = replace(own.circuit, **changes)
         found = method.apply(circuit, own.engine, statistics, own.x, *circuit.tensors)
-        return torch.autograd.grad(found, list(named.values()), own.gradient, retain_graph=True, allow_unused=True,
-                                   materialize_grads=True)
+        return [g.double().flatten() for g in torch.autograd.grad(
+            found, list(named.values()), own.gradient, retain_graph=True, allow_unused=True, materialize_grads=True)]
 
     exact = solve(IDE)
     for steps in STEPS_BACK:
         for values, spiking, target in zip(parameters.values(), solve(SPIDE, time_step_back=steps), exact):
-            spiking, target = spiking.double().flatten(), target.double().flatten()
             size, sizes = target.norm().item(), (spiking.norm() * target.norm()).item()
             values["error"].append((spiking - target).norm().item() / size if size else None)
             values["cosine"].append((spiking @ target).item() / sizes if sizes else None)
     residual = statistics.residual.item()
     return {"steps": list(STEPS_BACK), "parameters": parameters, "sweeps": int(statistics.sweeps.item()),
             "residual": residual, "converged": residual <= own.circuit.tolerance}
-
-
-def _choose(*wanted: Tensor) -> Tensor:
-    """Numbers of ``SHOWN`` units of a layer: where the first tensor is not zero, evenly spread over these; if there are
-    too few, where the next one is not; at last any."""
-    chosen = torch.empty(0, dtype=torch.long, device=wanted[0].device)
-    for values in (*wanted, torch.ones_like(wanted[0])):
-        rest = values.reshape(-1) != 0
-        rest[chosen] = False
-        candidates = rest.nonzero()[:, 0]
-        room = min(SHOWN - len(chosen), len(candidates))
-        places = torch.linspace(0, len(candidates) - 1, room, device=candidates.device).round().long()
-        chosen = torch.cat([chosen, candidates[places]])
-    return chosen.sort().values

@@ -7,16 +7,11 @@ from torch import Tensor
 
 
 class Meters:
-    """Running sums of loss, accuracy and firing rates.
-
-    Attributes:
-        sums: name to sum over samples, float64 tensors on the device; empty before the first update.
-        neurons: number of neurons of each layer, the weights of the mean firing rate.
-    """
+    """Running sums of loss, accuracy and firing rates, float64; empty before the first update."""
 
     def __init__(self, state: dict[str, Any] | None = None, device: torch.device | None = None) -> None:
         self.sums: dict[str, Tensor] = {name: t.to(device) for name, t in state["sums"].items()} if state else {}
-        self.neurons: list[int] = list(state["neurons"]) if state else []
+        self.neurons: list[int] = list(state["neurons"]) if state else []  # of each layer: weights of the mean rate
 
     @classmethod
     def total(cls, states: Sequence[dict[str, Any]]) -> "Meters":
@@ -27,7 +22,7 @@ class Meters:
         return meters
 
     def __iadd__(self, other: "Meters") -> "Meters":
-        """Add the sums of others, which may have none."""
+        """Add the sums of others; either may have none."""
         if self.sums and other.sums:
             totals = torch._foreach_add(list(self.sums.values()), [other.sums[name] for name in self.sums])
             self.sums = dict(zip(self.sums, totals))
@@ -48,12 +43,12 @@ class Meters:
         """
         best = (logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]) & counts[:, None]
         samples, loss = counts.double().sum(), torch.where(counts, losses, 0).double().sum()
-        totals = {"samples": samples, "loss": loss, "top1": best[:, 0].double().sum(), "top5": best.double().sum()}
         means = {"forward": statistics.forward_rates, "backward": statistics.backward_rates,
                  "saturated": statistics.saturated, "sweeps": statistics.sweeps, "residual": statistics.residual}
-        totals |= {name: mean.detach().double() * samples for name, mean in means.items() if mean is not None}
         meters = cls()
-        meters.sums, meters.neurons = totals, statistics.neurons
+        meters.neurons = statistics.neurons
+        meters.sums = {"samples": samples, "loss": loss, "top1": best[:, 0].double().sum(), "top5": best.double().sum(),
+                       **{name: mean.detach().double() * samples for name, mean in means.items() if mean is not None}}
         return meters
 
     def results(self) -> dict[str, Any]:

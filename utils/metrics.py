@@ -3,7 +3,6 @@
 A row is appended as a whole. What a killed run wrote beyond its last checkpoint, or half, is cut off when it goes on.
 """
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,9 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) ->
     with open(folder / NAME, "ab") as file:
         end = file.tell()
         try:
-            file.write(b"".join(json.dumps(_plain(row)).encode() + b"\n" for row in rows))
+            for row in rows:  # JSON has no number that is not finite
+                row = json.loads(json.dumps(row), parse_constant=lambda name: None)
+                file.write(json.dumps(row).encode() + b"\n")
             file.flush()
             if lasting:
                 os.fsync(file.fileno())
@@ -123,12 +124,3 @@ class PendingRows:
             self.folder.mkdir(parents=True, exist_ok=True)
             append(self.folder, rows, lasting=lasting)
         self._waiting.clear()
-
-
-def _plain(value: Any) -> Any:
-    """The same in what JSON can say, in which there is no number that is not finite."""
-    if isinstance(value, Mapping):
-        return {name: _plain(own) for name, own in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

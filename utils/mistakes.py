@@ -1,5 +1,6 @@
 """What ends a script: a user's mistake in one sentence, a fault of the code with its traceback."""
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,20 +17,12 @@ from utils.errors import UserError
 
 @contextmanager
 def in_a_sentence(world: World) -> Iterator[None]:
-    """Context in which a user's mistake ends the process with one sentence and status 1.
-
-    Args:
-        world: of several processes that end on one sentence, one says it.
-    """
+    """Context in which a user's mistake ends the process with a sentence and status 1; one of ``world`` says it."""
     try:
         yield
-    except UserError as error:
-        message = str(error).strip()
-        if message.startswith("Caught "):  # by a worker of a data loader, which puts its traceback in the message
-            message = message.rpartition(f"{UserError.__name__}: ")[2]
-        _exit(message, world)
-    except EngineError as error:
-        _exit(str(error), world)
+    except (UserError, EngineError) as error:
+        # A worker of a data loader puts its traceback into the message.
+        _exit(re.sub(rf"^Caught .*{UserError.__name__}: ", "", str(error).strip(), flags=re.DOTALL), world)
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             _exit(f"out of memory ({str(error).splitlines()[0] if str(error) else 'of this machine'}): take a smaller "
@@ -38,20 +31,16 @@ def in_a_sentence(world: World) -> Iterator[None]:
         if distributed.lost_another(error):
             _exit("another process of this job ended, so this one cannot go on: the job's last checkpoint is whole, "
                   "resume from it (--resume auto)", world)
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        _exit(f"a process that loads data died ({error}): see to its memory, or use -j 0", world)
+        if str(error).startswith("DataLoader worker"):
+            _exit(f"a process that loads data died ({error}): see to its memory, or use -j 0", world)
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 @contextmanager
 def about(*given: str | Path) -> Iterator[None]:
-    """Context in which an OSError on a file or folder that the user gave, or on one below, is the user's mistake.
-
-    Raises:
-        UserError: there was one.
-    """
+    """Context in which an OSError on a file or folder that the user gave, or on one below, becomes a UserError."""
     try:
         yield
     except OSError as error:

@@ -18,16 +18,11 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 
 class Network(Protocol):
-    """What the loop asks of the ``torch.nn.Module`` that a script builds.
+    """What the loop asks of the ``torch.nn.Module`` that a script builds."""
 
-    Attributes:
-        num_classes: number of logits; num_neurons: number of forward neurons.
-        classifier: the readout.
-    """
-
-    num_classes: int
-    num_neurons: int
-    classifier: nn.Module
+    num_classes: int  # number of logits
+    num_neurons: int  # number of forward neurons
+    classifier: nn.Module  # the readout
 
     def __call__(self, x: Tensor, statistics: SpikeStatistics | None = None, *, keys: Tensor | None = None) -> Tensor:
         """Logits ``(batch, num_classes)``; arguments as :class:`modules.FeedbackSNN` takes them."""
@@ -37,11 +32,7 @@ class Network(Protocol):
 
 
 def require_network(model: nn.Module) -> None:
-    """Refuse a model that the loop cannot train.
-
-    Raises:
-        TypeError: a member of :class:`Network` is missing.
-    """
+    """Refuse, by TypeError, a model without a member of :class:`Network`."""
     absent = [name for name in (*Network.__annotations__, "engine_on") if not hasattr(model, name)]
     if absent:
         raise TypeError(f"build_model made a {type(model).__name__} without {' and '.join(absent)}, which a run asks "
@@ -70,22 +61,21 @@ def load_network(model: nn.Module, stored: Mapping[str, Any], path: str | Path, 
     if published.recognise(stored):
         stored = published.convert(stored, model, path)
     own = model.state_dict()
-    state = _fitting(stored["state_dict"], own)
-    theirs = stored.get("network", {})
-    named = theirs.get("name", type(model).__name__), theirs.get("num_classes", model.num_classes)
-    ours = type(model).__name__, model.num_classes
+    state, theirs = _fitting(stored["state_dict"], own), stored.get("network", {})
+    name, classes = type(model).__name__, model.num_classes
+    their_name, their_classes = theirs.get("name", name), theirs.get("num_classes", classes)
     if new_readout:
-        named = named[0], model.num_classes
-        state |= {name: value for name, value in own.items() if _unwrapped(name).startswith("classifier.")}
-    if named != ours:
-        raise UserError(f"{path} holds a {named[0]} with {named[1]} classes, but this run builds a {ours[0]} with "
-                        f"{ours[1]} classes: use the script and --dataset that it was trained with")
-    for name in [*own, *state]:
-        found, expected = (tuple(d[name].shape) if torch.is_tensor(d.get(name)) else None for d in (state, own))
+        their_classes = classes
+        state |= {key: value for key, value in own.items() if _unwrapped(key).startswith("classifier.")}
+    if (their_name, their_classes) != (name, classes):
+        raise UserError(f"{path} holds a {their_name} with {their_classes} classes, but this run builds a {name} with "
+                        f"{classes} classes: use the script and --dataset that it was trained with")
+    for key in [*own, *state]:
+        found, expected = (tuple(d[key].shape) if torch.is_tensor(d.get(key)) else None for d in (state, own))
         if found != expected:
-            raise UserError(f"{path} does not fit the {ours[0]} of this run: {name} has shape {found} in the file and "
+            raise UserError(f"{path} does not fit the {name} of this run: {key} has shape {found} in the file and "
                             f"{expected} in the network; build the network that it was trained with")
-    bad = first_bad({name: state[name] for name, _ in model.named_parameters()})
+    bad = first_bad({key: state[key] for key, _ in model.named_parameters()})
     if bad:
         raise UserError(f"{path} holds numbers that are not finite in {bad}: resume from another file")
     model.load_state_dict(state)

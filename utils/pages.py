@@ -17,7 +17,7 @@ the feedback is no contraction.
 
 def page(results: Mapping[str, Any]) -> str:
     """The whole page, from the contents of ``report.json``, see :func:`utils.report.write`."""
-    network, layers, energy, phases = (results[name] for name in ("network", "rates", "energy", "operations"))
+    network, layers, phases, energy = (results[name] for name in ("network", "rates", "operations", "energy"))
     equilibrium, gradient = results["equilibrium"], results["gradient"]
     unsettled = ", ".join(map(str, equilibrium["unsettled"]))
     fields = {
@@ -29,7 +29,11 @@ def page(results: Mapping[str, Any]) -> str:
         "unsettled": UNSETTLED.format(unsettled) if unsettled else "",
         "unconverged": "" if gradient["converged"] else UNCONVERGED.format(number(gradient["residual"])),
         "rates": table(["layer", "units", "forward rate", "silent", "saturated", "passes gradient", "backward rate",
-                        "silent", "saturated"], map(_rates, layers)),
+                        "silent", "saturated"],
+                       ([layer["layer"], layer["units"],
+                         *(share if kind == "rate" else _percent(share)
+                           for way in ("forward", "backward") for kind, share in layer[way].items())]
+                        for layer in layers)),
         "distances": table(["steps", *(f"layer {layer['layer']}" for layer in layers)],
                            zip(equilibrium["steps"], *equilibrium["distances"])),
         "gradients": table(["parameter", *(f"cosine, T_B = {steps}" for steps in gradient["steps"]),
@@ -43,11 +47,12 @@ def page(results: Mapping[str, Any]) -> str:
                           for row in zip(range(len(layers)), own["spikes"], own["updates"], own["received"]))),
         "constants": table([f"constant ({energy['source']})", "pJ"], energy["constants"].items())}
     for kind, phase in (("inference", "forward"), ("training", "backward")):
-        fields[f"{phase}_density"] = _percent(energy[kind]["density"])
-        fields[kind] = table(["network", "additions", "multiply-accumulates", "neuron updates", "received",
-                              *(f"µJ, {model}" for model in MODELS)], _works(energy[kind]))
-        fields[f"{kind}_verdict"] = table(["against", "model", "", "times its energy", f"break-even {phase} density"],
-                                          _verdicts(energy[kind]))
+        fields |= {
+            f"{phase}_density": _percent(energy[kind]["density"]),
+            kind: table(["network", "additions", "multiply-accumulates", "neuron updates",
+                         *(f"µJ, {model}" for model in MODELS)], _works(energy[kind])),
+            f"{kind}_verdict": table(["against", "model", "", "times its energy", f"break-even {phase} density"],
+                                     _verdicts(energy[kind]))}
     text = Path(__file__).with_name("report.md").read_text(encoding="utf-8")
     return text.format_map({**results, **fields})
 
@@ -70,32 +75,25 @@ def _percent(share: float) -> str:
     return f"{number(100 * share)}%"
 
 
-def _rates(layer: Mapping[str, Any]) -> list[Any]:
-    forward, backward = layer["forward"], layer["backward"]
-    return [layer["layer"], layer["units"],
-            forward["rate"], *(_percent(forward[kind]) for kind in ("silent", "saturated", "passes")),
-            backward["rate"], *(_percent(backward[kind]) for kind in ("silent", "saturated"))]
-
-
 def _synapses(phase: str, own: Mapping[str, Any]) -> Iterable[list[Any]]:
-    for name in dict.fromkeys([*own["operations"], *own["products"]]):
-        spikes, pairs = (own[kind].get(name) for kind in ("operations", "couplings"))
-        density = _percent(spikes / pairs / own["steps"]) if spikes and pairs else None
-        yield [phase, f"`{name}`", spikes, density, own["products"].get(name, 0.0)]
+    for name in own["couplings"] | own["products"]:
+        spikes, pairs = (own[kind].get(name, 0) for kind in ("operations", "couplings"))
+        density = _percent(spikes / pairs / own["steps"]) if spikes else None
+        yield [phase, f"`{name}`", spikes, density, own["products"].get(name, 0)]
 
 
 def _works(own: Mapping[str, Any]) -> Iterable[list[Any]]:
     """What each network takes; additions and products are of several kinds."""
     for name, work in own["work"].items():
-        sums = [sum(n for kind, n in work.items() if kind.endswith(last)) for last in ("spikes", "products")]
-        yield [name, *sums, work["updates"], work["received"], *(own["energy"][name][m] / 1e6 for m in MODELS)]
+        sums = [sum(n for kind, n in work.items() if kind.endswith(last)) for last in ("spikes", "products", "updates")]
+        yield [name, *sums, *(own["energy"][name][model] / 1e6 for model in MODELS)]
 
 
 def _verdicts(own: Mapping[str, Any]) -> Iterable[list[Any]]:
     """Who wins, and at which density of spikes that would turn."""
-    first, *others = own["energy"]
-    for other in others:
-        for model in MODELS:
-            ratio, even = own["energy"][first][model] / own["energy"][other][model], own["break_even"][other][model]
+    first, *others = own["energy"].values()
+    for other, (name, evens) in zip(others, own["break_even"].items()):
+        for model, even in evens.items():
+            ratio = first[model] / other[model]
             density = "none: the rest costs more" if even is None else "any" if even >= 1 else _percent(even)
-            yield [other, model, "spikes win" if ratio < 1 else "**spikes lose**", ratio, density]
+            yield [name, model, "spikes win" if ratio < 1 else "**spikes lose**", ratio, density]

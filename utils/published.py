@@ -15,6 +15,7 @@ from utils.errors import UserError
 
 _NAME = re.compile(r"^(?:module\.)?(?:(?:snn_func|snn_spide_conv\.snn_func)\.)?"
                    r"(network_\w+\.\w+|classifier)\.(weight_w|weight|bias)$")
+_FEEDBACK = "network.feedback.parametrizations.weight.original"
 
 
 def recognise(checkpoint: Mapping[str, Any]) -> bool:
@@ -31,64 +32,43 @@ def convert(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -
     Raises:
         UserError: it holds another network; the sentence names the parameter.
     """
-    theirs = _parameters(checkpoint["state_dict"])
-    targets = _names(theirs, model, path)
-    state = dict(model.state_dict())
-    for name, target in targets.items():
-        state[target] = theirs[name]
-    converted = {key: checkpoint[key] for key in ("epoch", "best_acc") if key in checkpoint}
-    return {**converted, "state_dict": state, "optimizer": _optimizer(checkpoint, list(theirs), targets, model)}
-
-
-def _parameters(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Each parameter once, under its short name, in order of first appearance."""
-    parameters: dict[str, Tensor] = {}
-    for name, value in state.items():
-        match = _NAME.match(name)
+    theirs: dict[str, Tensor] = {}  # each parameter once, under its short name, in order of first appearance
+    for match, value in ((_NAME.match(name), value) for name, value in checkpoint["state_dict"].items()):
         if match:
-            parameters.setdefault(".".join(match.groups()), value)
-    return parameters
-
-
-def _names(theirs: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> dict[str, str]:
-    """Our name of each published parameter: the input synapse, the layers in order, the feedback, the classifier."""
-    synapses = [name.rsplit(".", 1)[0] for name in theirs if name.endswith((".weight", ".weight_w"))]
-    feedback = [s for s in synapses if f"{s}.weight_w" in theirs]
-    layers = sorted((s for s in synapses if re.match(r"network_s\d*\.", s) and s not in feedback), key=_number)
-    our_layers = [f"network.layers.{i}" for i, s in enumerate(model.network.layers) if s.stored_weight is not None]
-    inputs = [s for s in synapses if s.startswith("network_x.")]
-    pairs = [*zip(inputs, ["network.input"]), *zip(layers, our_layers), ("classifier", "classifier")]
-    own = dict(model.named_parameters())
-    stored = {"network.feedback": "network.feedback.parametrizations.weight.original"}
-    names = {f"{a}.{kind}": f"{b}.{kind}" for a, b in pairs for kind in ("weight", "bias") if f"{a}.{kind}" in theirs}
-    names |= {f"{s}.weight_w": stored["network.feedback"] for s in feedback}
+            theirs.setdefault(".".join(match.groups()), value)
+    own, names = dict(model.named_parameters()), _names(theirs, model)
     for name, value in theirs.items():
         target = own.get(names.get(name, ""))
         if target is None or target.shape != value.shape:
             expected = "nothing" if target is None else f"shape {tuple(target.shape)}"
             raise UserError(f"{path} is a published checkpoint of another network: {name} has shape "
-                             f"{tuple(value.shape)} where the {type(model).__name__} with {model.num_classes} classes "
-                             f"of this run has {expected}")
-    absent = set(own) - set(names.values())
+                            f"{tuple(value.shape)} where the {type(model).__name__} with {model.num_classes} classes "
+                            f"of this run has {expected}")
+    absent = sorted(set(own) - set(names.values()))
     if absent:
         raise UserError(f"{path} is a published checkpoint of another network than the {type(model).__name__} of this "
-                         f"run: it has no {sorted(absent)[0]}")
-    return names
+                        f"run: it has no {absent[0]}")
+    return {**{key: checkpoint[key] for key in ("epoch", "best_acc") if key in checkpoint},
+            "state_dict": {**model.state_dict(), **{names[name]: value for name, value in theirs.items()}},
+            "optimizer": _optimizer(checkpoint.get("optimizer"), [list(own).index(names[name]) for name in theirs])}
 
 
-def _optimizer(checkpoint: Mapping[str, Any], order: list[str], targets: Mapping[str, str],
-               model: nn.Module) -> dict[str, Any] | None:
-    """The optimizer's state with positions as in our model, or None without one."""
-    optimizer = checkpoint.get("optimizer")
+def _names(theirs: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
+    """Our name of each published parameter: the input synapse, the layers in order, the feedback, the classifier."""
+    layers = {int(match[1] or 0): match[0] for match in
+              (re.match(r"network_s(\d*)\.\w+(?=\.weight$)", name) for name in theirs) if match}
+    our_layers = [f"network.layers.{i}" for i, s in enumerate(model.network.layers) if s.stored_weight is not None]
+    inputs = [name.removesuffix(".weight") for name in theirs if re.match(r"network_x\.\w+\.weight$", name)]
+    pairs = [*zip(inputs, ["network.input"]), *zip((layers[n] for n in sorted(layers)), our_layers),
+             ("classifier", "classifier")]
+    names = {f"{a}.{kind}": f"{b}.{kind}" for a, b in pairs for kind in ("weight", "bias") if f"{a}.{kind}" in theirs}
+    return names | {name: _FEEDBACK for name in theirs if name.endswith(".weight_w")}
+
+
+def _optimizer(optimizer: Mapping[str, Any] | None, positions: list[int]) -> dict[str, Any] | None:
+    """The optimizer's state with each parameter at our position instead of theirs, or None without one."""
     if not optimizer or len(optimizer.get("param_groups", ())) != 1:
         return None
-    ours = {name: position for position, (name, _) in enumerate(model.named_parameters())}
-    positions = {position: ours[targets[name]] for position, name in enumerate(order)}
-    group = {**optimizer["param_groups"][0], "params": list(range(len(ours)))}
-    return {"state": {positions[int(key)]: value for key, value in optimizer["state"].items() if int(key) in positions},
-            "param_groups": [group]}
-
-
-def _number(synapse: str) -> int:
-    """2 of ``network_s2.conv``; 0 without a number."""
-    return int(re.match(r"network_s(\d*)", synapse)[1] or 0)
+    ours = dict(enumerate(positions))
+    return {"state": {ours[int(key)]: value for key, value in optimizer["state"].items() if int(key) in ours},
+            "param_groups": [{**optimizer["param_groups"][0], "params": sorted(positions)}]}

@@ -18,9 +18,8 @@ from modules import FeedbackSNN, engines
 from modules.operations import Recorder
 from utils import curves, energy, figures, measures, pages
 from utils.files import write_atomically
-from utils.progress import Progress, say
+from utils.progress import follow, say
 
-STAGES = ("rates", "spikes", "equilibrium", "gradient", "page")
 RECORDED = 4  # samples of which every step is recorded, by the dense engine, which takes up to seconds for each
 
 
@@ -49,9 +48,12 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
     if not len(inputs) or samples < 1:
         raise ValueError("a report needs at least one sample")
     network, folder, batch = networks[0], Path(folder), batch or len(inputs)
+    inner = set(network.modules())
+    others = [m for m in model.modules() if m not in inner and list(m.parameters(recurse=False))]
     device = next((p.device for p in model.parameters()), inputs.device)
     inputs, targets = inputs[:samples].to(device), targets[:samples].to(device)
-    engine, tested, stages = engines.select(network.engine, device), Recorder(), _announced()
+    engine, tested = engines.select(network.engine, device), Recorder()
+    stages = follow(("rates", "spikes", "equilibrium", "gradient", "page"), label="report", total=5, unit="stage")
     with _as_it_was(model, device):
         next(stages)
         calls = []
@@ -64,29 +66,33 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
         next(stages)
         tested.simulate_forward(*inference.first(RECORDED))
         recording = measures.record(training, RECORDED)
-        forward, backward = recording.forward, recording.backward
+        evaluated, forward, backward = (own.per_sample() for own in (tested.forward, *recording[:2]))
         next(stages)
         equilibrium = measures.equilibrium(inference)
         next(stages)
         gradient = measures.gradient(training, network)
         next(stages)
+        machine = energy.Machine(weights=sum(p.numel() for p in network.parameters()),
+                                 units=sum(count[0].numel() for count in inference.forward.counts),
+                                 time_step=network.time_step)
+        works = energy.training(forward, backward, sweeps=gradient["sweeps"], readout=training.readout,
+                                parameters=sum(p.numel() for p in model.parameters() if p.requires_grad) / batch)
         results = {
             "network": {"neuron": str(network.neuron), "couple": str(network.couple), "time_step": network.time_step,
                         "time_step_back": network.time_step_back, "event_input": network.event_input,
                         "dropout": any(c.dropout is not None for c in training.circuit.connections),
-                        "feedback": network.feedback is not None, "others": sorted(set(training.others))},
-            "how": {"samples": len(inputs), "recorded": forward.samples, "scale_factor": scale_factor, "batch": batch,
-                    "engine": engine.name, "device": str(device)},
-            "rates": measures.rates(inference, training, backward),
+                        "feedback": network.feedback is not None,
+                        "others": sorted({type(layer).__name__ for layer in others} - {"Linear"})},
+            "how": {"samples": len(inputs), "recorded": tested.forward.samples, "scale_factor": scale_factor,
+                    "batch": batch, "engine": engine.name, "device": str(device)},
+            "rates": measures.rates(inference, training, recording.backward),
             "histograms": {"forward": measures.histogram(inference.forward.counts, network.time_step),
-                           "backward": measures.histogram(backward.spikes, network.time_step_back)},
+                           "backward": measures.histogram(recording.backward.spikes, network.time_step_back)},
             "equilibrium": equilibrium, "gradient": gradient,
-            "operations": {"evaluation": tested.forward.per_sample(), "training, forward": forward.per_sample(),
-                           "training, backward": backward.per_sample()}}
-        results["energy"] = energy.compared(*results["operations"].values(), machine=energy.Machine(
-            weights=_size(network), units=sum(layer["units"] for layer in results["rates"]),
-            time_step=network.time_step), sweeps=gradient["sweeps"], readout=training.readout,
-            trained=_size(model, trained=True) / batch)
+            "operations": {"evaluation": evaluated, "training, forward": forward, "training, backward": backward},
+            "energy": {"inference": machine.compare(energy.inference(evaluated, inference.readout), evaluated),
+                       "training": machine.compare(works, backward), "memories": machine.memories,
+                       "bits": machine.bits, "constants": energy.CONSTANTS, "source": energy.SOURCE}}
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.of_report(results, recording, network).items():
             figures.save(figure, folder / f"{name}.png")
@@ -95,11 +101,6 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
         next(stages, None)
     say(f"report: {folder / 'report.md'}")
     return results
-
-
-def _size(module: nn.Module, trained: bool = False) -> int:
-    """Number of parameters, all or those that are trained."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
 @contextlib.contextmanager
@@ -112,14 +113,6 @@ def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _announced() -> Iterator[str]:
-    """The stages one by one, on a bar, or as lines where no terminal shows one."""
-    progress = Progress(STAGES, label="report", total=len(STAGES), unit="stage")
-    for stage in progress:
-        progress.report(stage)
-        yield stage
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """A run: what it is made of and how far it has come, written to a checkpoint and read from it side by side."""
 import argparse
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from utils import checkpoint, metrics
-from utils.checkpoint import Stored
+from utils.checkpoint import BEST, LAST, Stored
 from utils.distributed import World
 from utils.errors import UserError
 from utils.finite import Watch, first_bad
@@ -26,42 +28,29 @@ from utils.signals import Signals
 
 @dataclass
 class RunState:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Attributes:
-        epoch: number of finished epochs; batch: number of iterations done in the running one.
-        iteration: number of training iterations since the start of the run.
-        evaluated: whether the network was evaluated since the last iteration.
-        best_accuracy: top-1 of the best evaluation, in percent.
-        meters: sums over the running epoch; window: sums since the last row of ``metrics.jsonl``.
-        history: one row of ``log.txt`` per finished epoch.
-        warned: kinds of warning that were given.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    iteration: int = 0
-    evaluated: bool = True
-    best_accuracy: float = -1.0  # below any, so that the first evaluation is the best so far
-    meters: Meters = field(default_factory=Meters)
-    window: Meters = field(default_factory=Meters)
-    history: list[list[float]] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # iterations done in the running one
+    iteration: int = 0  # iterations done since the start of the run
+    evaluated: bool = True  # whether the network was evaluated since the last iteration
+    best_acc: float = -1.0  # top-1 of the best evaluation, in percent; below any before the first
+    meters: Meters = field(default_factory=Meters)  # over the running epoch
+    window: Meters = field(default_factory=Meters)  # since the last row of metrics.jsonl
+    history: list[list[float]] = field(default_factory=list)  # a row of log.txt per finished epoch
+    warned: list[str] = field(default_factory=list)  # kinds of warning that were given
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, in plain types."""
-        return {"epoch": self.epoch, "batch": self.batch, "iteration": self.iteration, "evaluated": self.evaluated,
-                "best_acc": self.best_accuracy, "meters": self.meters.state_dict(),
-                "window": self.window.state_dict(), "history": self.history, "warned": self.warned}
+        return {**vars(self), "meters": self.meters.state_dict(), "window": self.window.state_dict()}
 
     @classmethod
     def from_state_dict(cls, stored: Mapping[str, Any], device: torch.device) -> "RunState":
         """The state that :meth:`state_dict` returned; an epoch alone, as in a published checkpoint, will do."""
-        return cls(epoch=int(stored.get("epoch", 0)), batch=int(stored.get("batch", 0)),
-                   iteration=int(stored.get("iteration", 0)), evaluated=bool(stored.get("evaluated", True)),
-                   best_accuracy=float(stored.get("best_acc", -1)), meters=Meters(stored.get("meters"), device),
-                   window=Meters(stored.get("window"), device), warned=list(stored.get("warned", [])),
-                   history=[list(row) for row in stored.get("history", [])])
+        kinds = {"epoch": int, "batch": int, "iteration": int, "evaluated": bool, "best_acc": float,
+                 "meters": partial(Meters, device=device), "window": partial(Meters, device=device),
+                 "history": lambda rows: list(map(list, rows)), "warned": list}
+        return cls(**{name: kind(stored[name]) for name, kind in kinds.items() if name in stored})
 
 
 @dataclass
@@ -96,104 +85,84 @@ class Run:
         return self.state.epoch >= self.args.epochs or (limit is not None and self.state.iteration >= limit)
 
     def require_finite(self) -> None:
-        """Stop a run whose numbers are no longer numbers (this waits for the device).
-
-        Raises:
-            UserError: as said; it names what, and the iteration.
-        """
+        """Raise UserError if a number has ceased to be finite (this waits for the device)."""
         bad = self.watch.first()
         if bad is not None:
-            raise UserError(f"the {bad[1]} is not finite at iteration {bad[0]}: resume from the last checkpoint in "
-                            f"{self.folder} with a smaller --lr or a longer --warmup")
+            raise self.overflow(f"the {bad[1]} is not finite", bad[0])
+
+    def overflow(self, what: str, iteration: int) -> UserError:
+        """The end of a run whose numbers are no longer numbers: what, when, and how to go on."""
+        return UserError(f"{what} at iteration {iteration}: resume from the last checkpoint in {self.folder} with a "
+                         "smaller --lr or a longer --warmup")
 
     def save(self, *, best: bool = False, rows: list[list[float]] | None = None) -> None:
-        """Write a checkpoint and, if given, the rows of the log. All processes of a job must call it.
+        """Write a checkpoint and, if given, the rows of the log; UserError, if a number is not finite.
 
-        Raises:
-            UserError: a number is not finite, so that the state is not worth a checkpoint.
+        All processes of a job must call it.
         """
         self.require_finite()
         self.write_metrics(lasting=True)
-        merged = {name: self.world.merged(meters).state_dict() for name, meters in
-                  (("meters", self.state.meters), ("window", self.state.window))}
+        state = self.state
+        sums = {"meters": self.world.merged(state.meters), "window": self.world.merged(state.window)}
         if self.world.leads:
-            self.write({**self.state_dict(), **merged}, best=best, rows=rows)
+            self.write(best=best, rows=rows, **{name: meters.state_dict() for name, meters in sums.items()})
 
-    def write(self, contents: Mapping[str, Any], *, best: bool = False, rows: list[list[float]] | None = None) -> None:
-        """Write the files of a checkpoint.
+    def write(self, *, best: bool = False, rows: list[list[float]] | None = None, **sums: Any) -> None:
+        """Write what this process knows, with ``sums`` over all of them in place of its own; UserError as :meth:`save`.
 
         Where that fails, a warning is all: the files of before are still there, and the next save tries again.
-
-        Raises:
-            UserError: a weight or something of the optimizer is not finite; the files of before stay.
         """
+        contents = {**self.state_dict(), **sums}
         bad = first_bad({"weight": dict(self.model.named_parameters()), "optimizer": contents["optimizer"]["state"]})
         if bad:
             raise UserError(f"the {bad} is not finite after iteration {self.state.iteration}, which is not saved: "
                             f"resume from the last checkpoint in {self.folder} with a smaller --lr")
-        try:
+        self.saved = False
+        with _attempt(f"the checkpoint of iteration {self.state.iteration} could NOT be written to {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(self.folder, contents, best=best)
+            checkpoint.save(contents, *(self.folder / name for name in ((LAST, BEST) if best else (LAST,))))
             if rows is not None:
                 write_log(self.folder, rows)
             self.saved = True
-        except OSError as error:
-            self.saved = False
-            say(f"WARNING: the checkpoint of iteration {self.state.iteration} could NOT be written to {self.folder} "
-                f"({error.strerror or error}); training goes on, and the next save tries again")
 
     def write_metrics(self, *, lasting: bool = False) -> None:
         """Append the rows of ``metrics.jsonl`` that wait; where that fails, a warning is all, and they wait on."""
-        try:
+        with _attempt(f"rows could NOT be written to {self.folder / metrics.NAME}"):
             self.recorder.write(self.world.merged, leads=self.world.leads, lasting=lasting)
-        except OSError as error:
-            say(f"WARNING: rows could NOT be written to {self.folder / metrics.NAME} ({error.strerror or error}); "
-                "training goes on, and the next write tries again")
-
-    def fine_tune(self, found: Stored) -> None:
-        """Begin with the network of a checkpoint, but for its readout.
-
-        Raises:
-            UserError: it is of another network.
-        """
-        load_network(self.model, found.contents, found.path, new_readout=True)
 
     def resume(self, found: Stored) -> None:
-        """Go on from a checkpoint, ours or a published one.
-
-        Raises:
-            UserError: it is of another network, or holds something that is no state of a run.
-        """
-        path = found.path
+        """Go on from a checkpoint, ours or a published one; UserError, if it holds no state of such a run."""
         try:
-            stored = load_network(self.model, found.contents, path)
-            if "history" not in stored:  # a published checkpoint, whose history is in its log alone
-                stored = {**stored, "history": read_log(path.parent)[:int(stored.get("epoch", 0))]}
-            self.load_state_dict(stored)
+            self.load_state_dict(load_network(self.model, found.contents, found.path), found.path.parent)
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise UserError(f"{path} does not hold the state of a run ({type(error).__name__}: "
-                             f"{str(error).splitlines()[0]}): resume from another file") from error
+            raise UserError(f"{found.path} does not hold the state of a run ({type(error).__name__}: "
+                            f"{str(error).splitlines()[0]}): resume from another file") from error
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds, with the sums of this process."""
         return {**network_state(self.model, self.args, self.seed), "optimizer": self.optimizer.state_dict(),
                 **self.state.state_dict(), "random_state": random_state()}
 
-    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
-        """Take over everything but the model, whatever is there; ``--start-epoch`` has the last word."""
+    def load_state_dict(self, stored: Mapping[str, Any], folder: Path) -> None:
+        """Take over all but the network, whatever is there; ``--start-epoch`` has the last word.
+
+        A published checkpoint has its history in the log in ``folder`` alone.
+        """
         args, arguments, batches = self.args, stored.get("arguments", {}), len(self.train_loader)
-        if stored.get("optimizer") and arguments.get("optimizer", args.optimizer) == args.optimizer:
-            asked = [{name: value for name, value in group.items() if name not in ("params", "lr")}
-                     for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(stored["optimizer"])
-            for group, settings in zip(self.optimizer.param_groups, asked):  # by the flags, not by the checkpoint
-                group.update(settings)
+        theirs = stored.get("optimizer")
+        if theirs and arguments.get("optimizer", args.optimizer) == args.optimizer:
+            own = self.optimizer.state_dict()["param_groups"]  # settings are by the flags, not by the checkpoint
+            groups = [{**ours, "params": group["params"], "lr": group["lr"]}
+                      for ours, group in zip(own, theirs["param_groups"], strict=True)]
+            self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": groups})
         elif not args.evaluate:
             say(f"note: there is no state of {args.optimizer} to go on from, so it starts anew")
-        state = RunState.from_state_dict(stored, self.device)
-        if "iteration" not in stored:  # a published checkpoint
+        state = self.state = RunState.from_state_dict(stored, self.device)
+        if "history" not in stored:
+            state.history = read_log(folder)[:state.epoch]
+        if "iteration" not in stored:
             state.iteration = state.epoch * batches
         # Where the batch size has changed, the running epoch goes on at the same sample.
         batch = state.batch * int(arguments.get("train_batch", args.train_batch)) // args.train_batch
@@ -201,12 +170,20 @@ class Run:
         if not self.world.leads:
             state.meters, state.window = Meters(), Meters()  # the stored sums are over all processes
         if args.start_epoch is not None:
-            state = RunState(epoch=args.start_epoch, iteration=args.start_epoch * batches,
-                             best_accuracy=state.best_accuracy, history=state.history[:args.start_epoch],
-                             warned=state.warned)
-        self.state = state
+            self.state = RunState(epoch=args.start_epoch, iteration=args.start_epoch * batches,
+                                  best_acc=state.best_acc, history=state.history[:args.start_epoch],
+                                  warned=state.warned)
         if "random_state" in stored:
             set_random_state(stored["random_state"])
+
+
+@contextmanager
+def _attempt(loss: str) -> Iterator[None]:
+    """Context of writing that may fail: training goes on with a warning of what was lost."""
+    try:
+        yield
+    except OSError as error:
+        say(f"WARNING: {loss} ({error.strerror or error}); training goes on, and the next time tries again")
 
 
 def random_state() -> dict[str, Any]:

@@ -13,16 +13,11 @@ ECHO = 1.0  # seconds: a Ctrl-C may reach a process twice, from the terminal and
 
 
 class Stopped(Exception):
-    """Raised once a signal has asked the run to end."""
+    """Raised once a signal has asked the run to end; ``status`` is what shells make of that."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number = number
-
-    @property
-    def status(self) -> int:
-        """Exit status of a process that this signal ended, as shells have it."""
-        return 128 + self.number
+        self.status = 128 + number
 
 
 class Signals:
@@ -39,18 +34,18 @@ class Signals:
         self.stop: int | None = None
         self.save = False
         self._asked = 0.0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        self._before: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             say("note: in a thread a run cannot hear of signals, so none of them saves it")
             return self
         self._receiver, sender = socket.socketpair()
         sender.setblocking(False)
         self._sender, self._wakeup_before = sender, signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-        self._before = {number: signal.signal(number, _leave_to_thread)
-                        for number in (*STOPPING, signal.SIGUSR1) if number not in ignored}
+        for number in (*STOPPING, signal.SIGUSR1):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, lambda *_: None)  # without one the default action is taken
         threading.Thread(target=self._listen, daemon=True).start()
         return self
 
@@ -84,7 +79,3 @@ def ignore_save_requests() -> None:
     """Let SIGUSR1, whose default is to kill, pass while there is nothing to save yet."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
-def _leave_to_thread(number: int, frame: Any) -> None:
-    """A handler there must be, or the signal's default action is taken."""

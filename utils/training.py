@@ -2,7 +2,8 @@
 import argparse
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules import SpikeStatistics
+from modules.implicit import NotFiniteError
 from utils.checkpoint import LAST
-from utils.distributed import only_locally
 from utils.errors import UserError
 from utils.logs import describe
 from utils.meters import Meters
@@ -30,7 +31,7 @@ def fit(run: Run) -> None:
     """Train until all epochs are done; evaluate, log and save after each.
 
     Raises:
-        UserError: the loss is not finite (the last good checkpoint is kept), or the last checkpoint was not written.
+        UserError: a number is not finite (the last good checkpoint is kept), or the last checkpoint was not written.
         SystemExit: a signal asked the run to stop; its state is saved.
     """
     state = run.state
@@ -45,18 +46,14 @@ def fit(run: Run) -> None:
             say(f"stopped by {stopped} in epoch {state.epoch + 1} after {state.iteration} iterations: {go_on}")
             raise SystemExit(stopped.status) from None
     say(f"finished after {state.epoch} epochs, {state.iteration} iterations; best test accuracy "
-        f"{state.best_accuracy:.2f}%; results in {run.folder}")
+        f"{state.best_acc:.2f}%; results in {run.folder}")
     if not run.saved:
         raise UserError(f"the last checkpoint could not be written to {run.folder}: what was learnt since the one "
-                         "before is lost")
+                        "before is lost")
 
 
 def finish_epoch(run: Run, train: dict[str, Any], test: dict[str, Any]) -> None:
-    """Log, save and report an epoch, or the part of one after which ``--max-iters`` ended the training.
-
-    Args:
-        train, test: results of :func:`train_one_epoch` and :func:`evaluate`.
-    """
+    """Log, save and report the results of an epoch, or of the part after which ``--max-iters`` ended the training."""
     state = run.state
     lines = [f"epoch {state.epoch + 1}/{run.args.epochs}, {state.iteration} iterations",
              f"  train: {describe(train)}", f"  test:  {describe(test)}"]
@@ -69,8 +66,8 @@ def finish_epoch(run: Run, train: dict[str, Any], test: dict[str, Any]) -> None:
                              train["forward_rate"], backward, test["forward_rate"]]]
     if state.batch == len(run.train_loader):
         state.epoch, state.batch, state.meters, state.history = state.epoch + 1, 0, Meters(), rows
-    best = test["top1"] > state.best_accuracy
-    state.best_accuracy, state.evaluated = max(test["top1"], state.best_accuracy), True
+    best = test["top1"] > state.best_acc
+    state.best_acc, state.evaluated = max(test["top1"], state.best_acc), True
     run.save(best=best, rows=rows)
     say("\n".join(lines))  # last, so that nothing about a terminal decides what is kept
 
@@ -85,8 +82,7 @@ def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
         Means over the epoch, see :meth:`utils.meters.Meters.results`.
 
     Raises:
-        Stopped: a signal asked for it; the run stands between two iterations.
-        UserError: a number is not finite.
+        Stopped: a signal asked for it; UserError: a number is not finite.
     """
     args, state, loader = run.args, run.state, run.train_loader
     if run.trained or state.batch == len(loader):  # resumed where only the evaluation was missing
@@ -96,59 +92,57 @@ def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
     progress = Progress(loader, label=f"epoch {state.epoch + 1}/{args.epochs}", total=len(loader), done=state.batch)
     clock, began, first = Clock(run.device, state.iteration), time.perf_counter(), state.iteration
     for batch in progress:
-        iteration = state.iteration + 1
-        look = iteration % FINITE_INTERVAL[run.device.type] == 0
-        for group in run.optimizer.param_groups:
-            group["lr"] = _learning_rate(run) / args.scale_factor
-        run.optimizer.zero_grad()
-        for inputs, targets, keys, last in micro_batches(batch, args.accumulate, run.device):
-            statistics = SpikeStatistics()
-            with only_locally(learner, not last):
-                logits = learner(inputs, statistics, keys=keys)
-                losses = F.cross_entropy(logits, targets, reduction="none")
-                loss = torch.where(keys >= 0, losses, 0).sum() / run.batch_size * args.scale_factor
-                run.watch.see_loss(loss.detach(), iteration)
-                if look:
-                    run.require_finite()
-                loss.backward()
-            own = Meters.of(losses, logits, targets, statistics, counts=keys >= 0)
-            state.meters += own
-            state.window += own
-        run.optimizer.step()
-        run.watch.see_parameters(iteration)
-
-        state.batch += 1
-        state.iteration = iteration
-        state.evaluated = False
-        if args.log_every and iteration % args.log_every == 0:
-            run.recorder.note(_row(run, "train"), state.window, clock.lap(iteration))
+        look = (state.iteration + 1) % FINITE_INTERVAL[run.device.type] == 0
+        train_on(batch, run, learner, look=look)
+        if args.log_every and state.iteration % args.log_every == 0:
+            run.recorder.note(_row(run, "train"), state.window, clock.lap(state.iteration))
             state.window = Meters()
         if look:
             run.require_finite()
             run.write_metrics()
         if progress.due:
-            seconds = (time.perf_counter() - began) / (iteration - first)
+            seconds = (time.perf_counter() - began) / (state.iteration - first)
             progress.report(f"{describe(state.meters.results())}, {seconds:.3g} s an iteration")
         if run.trained:
             break
-        heed_signals(run, save_due=bool(args.save_every) and iteration % args.save_every == 0)
+        heed_signals(run, save_due=bool(args.save_every) and state.iteration % args.save_every == 0)
     run.require_finite()
     return run.world.merged(state.meters).results()
 
 
-def micro_batches(batch: Sequence[Tensor], number: int, device: torch.device) -> Iterator[tuple[Any, ...]]:
-    """A batch in ``number`` parts, or as many as there are samples: inputs, targets, keys, whether it is the last."""
-    parts = list(zip(*(t.to(device, non_blocking=True).chunk(number) for t in batch)))
-    for position, part in enumerate(parts, start=1):
-        yield *part, position == len(parts)
+def train_on(batch: Sequence[Tensor], run: Run, learner: nn.Module, *, look: bool) -> None:
+    """One step of the optimizer with the gradients of a batch of inputs, targets and keys.
+
+    With ``look``, a loss that is not finite is refused before its backward pass (which waits for the device).
+    """
+    args, state, iteration = run.args, run.state, run.state.iteration + 1
+    for group in run.optimizer.param_groups:
+        group["lr"] = _learning_rate(run) / args.scale_factor
+    run.optimizer.zero_grad()
+    parts = list(zip(*(t.to(run.device, non_blocking=True).chunk(args.accumulate) for t in batch)))
+    for number, (inputs, targets, keys) in enumerate(parts, start=1):
+        statistics = SpikeStatistics()
+        try:
+            with learner.no_sync() if run.world.size > 1 and number < len(parts) else nullcontext():
+                logits = learner(inputs, statistics, keys=keys)
+                losses = F.cross_entropy(logits, targets, reduction="none")
+                loss = torch.where(keys >= 0, losses, 0).sum() / run.batch_size * args.scale_factor
+                run.watch.see_loss(loss, iteration)
+                if look:
+                    run.require_finite()
+                loss.backward()
+        except NotFiniteError as error:  # a gradient that overflowed after the loss, and would not be heard of again
+            raise run.overflow(str(error), iteration) from error
+        own = Meters.of(losses, logits, targets, statistics, counts=keys >= 0)
+        state.meters += own
+        state.window += own
+    run.optimizer.step()
+    run.watch.see_parameters(iteration)
+    state.batch, state.iteration, state.evaluated = state.batch + 1, iteration, False
 
 
 def heed_signals(run: Run, *, save_due: bool = False) -> None:
-    """Save if a signal asks for it or it is due; stop if a signal asks for that.
-
-    Raises:
-        Stopped: as said, in all processes at the same place.
-    """
+    """Save if a signal asks for it or it is due; raise Stopped, in all processes at one place, if one asks for that."""
     stop, save_wanted = run.world.agree(run.signals.stop, run.signals.save_wanted())
     if save_wanted or save_due:
         run.save()
@@ -158,12 +152,7 @@ def heed_signals(run: Run, *, save_due: bool = False) -> None:
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, Any]:
-    """Loss, accuracies and firing rates on the test data, see :meth:`utils.meters.Meters.results`.
-
-    Raises:
-        Stopped: a signal asked for it.
-        UserError: the loss is not finite.
-    """
+    """Loss, accuracies and firing rates on the test data; returns and errors as of :func:`train_one_epoch`."""
     run.model.eval()
     meters = Meters()
     progress = Progress(run.test_loader, label="test", total=len(run.test_loader), quiet=run.args.evaluate)

@@ -15,7 +15,7 @@ from modules.engines.interface import BackwardResult, Engine, EngineError, Forwa
 from modules.engines.memory import Yielding, out_of_memory
 from modules.notices import warn_once
 
-__all__ = ["NAMES", "PRECISIONS", "BackwardResult", "Engine", "EngineError", "ForwardResult", "describe", "names",
+__all__ = ["NAMES", "PRECISIONS", "BackwardResult", "Engine", "EngineError", "ForwardResult", "describe",
            "out_of_memory", "register", "require", "select"]
 
 NAMES = ("auto", "dense", "event", "cuda")  # auto and cuda may carry a precision, as cuda:bf16
@@ -24,30 +24,19 @@ _REGISTRY: dict[str, Engine] = {}
 
 
 def register(engine: Engine) -> None:
-    """Make an engine known by its name.
-
-    Raises:
-        TypeError: it lacks a part of :class:`Engine`; ValueError: the name is taken.
-    """
+    """Make an engine known by its name; a ValueError if that is taken, a TypeError if it is none."""
     require(engine)
     if engine.name in _REGISTRY:
         raise ValueError(f"there is an engine '{engine.name}' already: give this one another name")
     _REGISTRY[engine.name] = engine
 
 
-def names() -> tuple[str, ...]:
-    """Names of engines: those of the library, and what was registered besides."""
-    return *NAMES, *(name for name in _REGISTRY if name.partition(":")[0] not in NAMES)
-
-
 def select(engine: str | Engine, device: torch.device) -> Engine:
     """The engine that a name stands for on ``device``; an engine as it is.
 
-    The engine for GPUs is tried on the device first, see :mod:`modules.engines.trial`, once in a process.
-
-    Args:
-        engine: ``auto``, the fastest one for ``device``; ``dense``, ``event``, ``cuda``, or a registered name. ``cuda``
-            and ``auto`` may be followed by a precision of the engine for GPUs, as in ``cuda:bf16``, tf32 by default.
+    Names are ``auto``, for the fastest one for ``device``, ``dense``, ``event``, ``cuda``, and registered ones.
+    ``cuda`` and ``auto`` may be followed by a precision of the engine for GPUs, as in ``cuda:bf16``, tf32 by default.
+    That engine is tried on the device first, see :mod:`modules.engines.trial`, once in a process.
 
     Raises:
         ValueError: there is no engine, or no precision, of that name; TypeError: the object is no engine.
@@ -57,11 +46,7 @@ def select(engine: str | Engine, device: torch.device) -> Engine:
 
 
 def describe(engine: str | Engine, device: torch.device) -> str:
-    """Name of the engine that simulates on ``device``, and whether it was tried there, for a summary.
-
-    Raises:
-        ValueError, TypeError, EngineError: as :func:`select`.
-    """
+    """Name of the engine that simulates on ``device``, and whether it was tried there; errors as of :func:`select`."""
     found, proved = _select(engine, device)
     return f"{found.name} (proved on this device)" if proved else found.name
 
@@ -78,7 +63,10 @@ def _select(engine: str | Engine, device: torch.device) -> tuple[Engine, bool]:
     if kind == "cuda" and reason is not None:
         return fast, False  # it says so itself, and leaves its work to the dense engine
     if reason is None and name == "cuda":
-        reason = _failure(fast, device)
+        from modules.engines import trial  # which builds networks, and so stands above the engines
+
+        own = torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+        reason = trial.verdict(fast, own)
     if reason is None:
         return (_yielding(fast, device) if kind == "auto" and name == "cuda" else fast), name == "cuda"
     if kind == "cuda":
@@ -88,24 +76,11 @@ def _select(engine: str | Engine, device: torch.device) -> tuple[Engine, bool]:
     return DENSE, False
 
 
-def _failure(engine: Engine, device: torch.device) -> str | None:
-    """Why an engine failed its trial on ``device``, in words, or None."""
-    from modules.engines import trial  # which builds networks, and so stands above the engines
-
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return trial.verdict(engine, device)
-
-
 _yielding = functools.cache(lambda engine, device: Yielding(engine))
 
 
 def require(engine: str | Engine) -> Engine:
-    """The engine of a name, for ``auto`` that for GPUs; or the object itself.
-
-    Raises:
-        ValueError, TypeError: as :func:`select`.
-    """
+    """The engine of a name, for ``auto`` that for GPUs; or the object itself. Errors as of :func:`select`."""
     if isinstance(engine, str):
         kind, _, precision = engine.partition(":")
         name = f"cuda:{precision or 'tf32'}" if kind in ("auto", "cuda") else engine
@@ -113,7 +88,8 @@ def require(engine: str | Engine) -> Engine:
             return _REGISTRY[name]
         if kind in ("auto", "cuda"):
             raise ValueError(f"there is no precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
-        raise ValueError(f"there is no engine '{engine}'; choose one of {', '.join(names())}")
+        own = [name for name in _REGISTRY if name.partition(":")[0] not in NAMES]
+        raise ValueError(f"there is no engine '{engine}'; choose one of {', '.join((*NAMES, *own))}")
     lacking = [part for part in ("name", "simulate_forward", "simulate_backward") if not hasattr(engine, part)]
     if isinstance(engine, ModuleType) or lacking:
         what = f"the module {engine.__name__}" if isinstance(engine, ModuleType) else f"a {type(engine).__name__}"

@@ -3,12 +3,15 @@
 It multiplies whole spike tensors, most of whose entries are zero, at every step. It is the specification in code that
 other engines are tested against. Potentials, spikes and sums are allocated once and updated in place.
 """
+import itertools
+
 import torch
 from torch import Tensor
 
-from modules.circuit import Circuit, zeros
+from modules.circuit import Circuit, Connection
 from modules.engines.interface import BackwardResult, ForwardResult
 from modules.neurons import leak_in, leak_sum
+from modules.synapses import layout
 
 
 class DenseEngine:
@@ -18,18 +21,18 @@ class DenseEngine:
 
     @torch.no_grad()
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
-        """The forward network, see :class:`modules.engines.Engine`.
+        """The forward network: layers in order, using this step's spikes.
 
-        ``I_0 = W_0 x + b_0 + F s_{N-1}(t-1)``, ``I_l = W_l s_{l-1}(t) + b_l``: layers in order, using this step's
-        spikes.
+        ``I_0 = W_0 x + b_0 + F s_{N-1}(t-1)``, ``I_l = W_l s_{l-1}(t) + b_l``.
         """
         neuron, feedforward, feedback = circuit.neuron, circuit.feedforward, circuit.feedback
         leak = leak_in(neuron.leak, x.dtype)
         batch = x.shape[1] if circuit.event_input else x.shape[0]
-        potentials, spikes, counts = ([zeros(c, batch, like=x) for c in feedforward] for _ in range(3))
-        traces = counts if leak == 1 else [zeros(c, batch, like=x) for c in feedforward]
+        potentials, spikes, counts = ([_zeros(c, batch, x) for c in feedforward] for _ in range(3))
+        traces = counts if leak == 1 else [_zeros(c, batch, x) for c in feedforward]
 
-        for input_current in circuit.input_currents(x):
+        outside = itertools.chain.from_iterable(circuit.input_currents(x))
+        for input_current in outside if circuit.event_input else itertools.repeat(next(outside), circuit.time_step):
             for layer, connection in enumerate(feedforward):
                 if layer > 0:
                     current = connection.current(spikes[layer - 1])
@@ -43,23 +46,21 @@ class DenseEngine:
         norm = leak_sum(circuit.time_step, leak)
         return ForwardResult(rates=[trace / norm for trace in traces], counts=counts)
 
-
     @torch.no_grad()
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-        """The backward network, see :class:`modules.engines.Engine`.
+        """The backward network: from the last layer to the first.
 
-        ``J_{N-1} = g + F^T (m_0 r_0(t-1)) / kappa``, ``J_{l-1} = W_l^T (m_l r_l(t)) / kappa``: from the last layer to
-        the first. Spikes are held as -1, 0, 1; the gates carry the factor ``m * kappa_b / kappa``.
+        ``J_{N-1} = g + F^T (m_0 r_0(t-1)) / kappa``, ``J_{l-1} = W_l^T (m_l r_l(t)) / kappa``. Spikes are held as -1,
+        0, 1; the gates carry the factor ``m * kappa_b / kappa``.
         """
         couple, feedforward, feedback = circuit.couple, circuit.feedforward, circuit.feedback
         leak = leak_in(couple.leak, gradient.dtype)
-        batch, last = gradient.shape[0], len(feedforward) - 1
-        potentials, spikes, negative, traces = ([zeros(c, batch, like=gradient) for c in feedforward] for _ in range(4))
-        scale = couple.quantum / circuit.neuron.quantum
-        gates = [c.gate(mask.to(gradient.dtype) * scale)
-                 for c, mask in zip(circuit.connections, circuit.targets(masks))]
+        potentials, spikes, negative, traces = ([_zeros(c, len(gradient), gradient) for c in feedforward]
+                                                for _ in range(4))
+        gates = circuit.gates([mask.to(gradient.dtype) * (couple.quantum / circuit.neuron.quantum) for mask in masks])
         fired = torch.zeros(len(feedforward), dtype=torch.float64, device=gradient.device)
 
+        last = len(feedforward) - 1
         for _ in range(circuit.time_step_back):
             for layer in range(last, -1, -1):
                 if layer < last:
@@ -73,6 +74,12 @@ class DenseEngine:
 
         norm = leak_sum(circuit.time_step_back, leak) / couple.quantum
         return BackwardResult(betas=[trace / norm for trace in traces], fired=fired)
+
+
+def _zeros(connection: Connection, batch: int, like: Tensor) -> Tensor:
+    """Zeros in the shape and memory layout of the layer that ``connection`` ends in."""
+    state = like.new_zeros(batch, *connection.output_shape)
+    return state.contiguous(memory_format=layout(state))
 
 
 DENSE = DenseEngine()

@@ -18,26 +18,19 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class Yielding:
-    """A fast engine that leaves everything to the dense one from when it first runs out of memory, with a warning.
-
-    Args:
-        engine: of which a copy is used, so that what it holds is given back then.
-    """
+    """A fast engine that leaves everything to the dense one from when it first runs out of memory, with a warning."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = copy.deepcopy(engine)
+        self._engine = copy.deepcopy(engine)  # so that what it holds is given back then
 
     @property
     def name(self) -> str:
-        """Of the engine that simulates."""
         return self._engine.name
 
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
-        """See :class:`modules.engines.Engine`."""
         return self._simulate("simulate_forward", circuit, x)
 
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-        """See :class:`modules.engines.Engine`."""
         return self._simulate("simulate_backward", circuit, gradient, masks)
 
     def _simulate(self, function: str, *arguments: object) -> ForwardResult | BackwardResult:

@@ -8,7 +8,7 @@ same for all spikes of a synapse, such as ``kappa_b / kappa``, are in the weight
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,25 +27,20 @@ from modules.synapses import Shape
 class Ring:
     """A circuit in one direction: layers in the order of simulation, each with the route that leads into it.
 
-    Attributes:
-        shapes: of the layers. Lists hold an entry per layer; the first layer's route is the closing one, from the last.
-        routes: or None; products: the same maps of whole tensors, or None: from the spikes of a slice of the batch, and
-            that slice, to currents.
-        biases: ``(channels,)``, or None; gates: bool ``(batch, *shape)``, which units send spikes on.
-        keep: bool, which units of the first layer the closing route reaches, or None for all.
-        upper, lower, quantum, leak: of the neurons, the leak as the number format holds it.
+    Lists hold an entry per layer; the first layer's route is the closing one, from the last.
     """
 
     shapes: list[Shape]
     routes: list[Route | None]
+    # The same maps of whole tensors: from the spikes of a slice of the batch, and that slice, to currents.
     products: list[Callable[[Tensor, slice], Tensor] | None]
-    biases: list[Tensor | None]
-    gates: list[Tensor]
-    keep: Tensor | None
-    upper: float
+    biases: list[Tensor | None]  # (channels,)
+    gates: list[Tensor]  # bool (batch, *shape), which units send spikes on
+    keep: Tensor | None  # bool, which units of the first layer the closing route reaches, or None for all
+    upper: float  # thresholds of the neurons
     lower: float
     quantum: float
-    leak: float
+    leak: float  # as the number format holds it
 
     @property
     def ternary(self) -> bool:
@@ -60,16 +55,11 @@ class Ring:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a simulation found, per layer of the ring.
+    """What a simulation found, per layer of the ring."""
 
-    Attributes:
-        traces: sums of ``leak^(T-t) s(t)``; counts: numbers of spikes, the traces themselves unless asked for.
-        fired: numbers of spikes over batch and steps, float64 ``(layers,)``.
-    """
-
-    traces: list[Tensor]
-    counts: list[Tensor]
-    fired: Tensor
+    traces: list[Tensor]  # sums of leak^(T-t) s(t)
+    counts: list[Tensor]  # numbers of spikes, the traces themselves unless asked for
+    fired: Tensor  # numbers of spikes over batch and steps, float64 (layers,)
 
 
 class RingEngine(ABC):
@@ -96,12 +86,11 @@ class RingEngine(ABC):
 
     @torch.no_grad()
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
-        """The forward network, see :class:`modules.engines.Engine`."""
         if not self._takes(circuit, x):
             return DENSE.simulate_forward(circuit, x)
         circuit, leak = circuit.detached(), leak_in(circuit.neuron.leak, x.dtype)
         ring = forward_ring(circuit, leak, x.shape[1] if circuit.event_input else x.shape[0], x.device)
-        run = self.simulate(ring, _frames(circuit, x), circuit.time_step, like=x, counts=leak != 1)
+        run = self.simulate(ring, circuit.input_currents(x), circuit.time_step, like=x, counts=leak != 1)
         norm = leak_sum(circuit.time_step, leak)
         # A unit that dropout cut off may have fired, but nobody heard it.
         traces, counts = ([t if k is None else t * k for t, k in zip(tensors, _kept_units(circuit))]
@@ -110,7 +99,6 @@ class RingEngine(ABC):
 
     @torch.no_grad()
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-        """The backward network, see :class:`modules.engines.Engine`."""
         if not self._takes(circuit, gradient):
             return DENSE.simulate_backward(circuit, gradient, masks)
         circuit, leak = circuit.detached(), leak_in(circuit.couple.leak, gradient.dtype)
@@ -133,23 +121,23 @@ def obstacle(circuit: Circuit) -> str | None:
     for neuron, known in ((circuit.neuron, (IF, LIF)), (circuit.couple, (TernaryCouple,))):
         if type(neuron) not in known:
             return f"it does not know neurons of type {type(neuron).__name__}"
-    reasons = (routes.obstacle(connection) for connection in circuit.connections[1:])
-    return next((reason for reason in reasons if reason), None)
+    return next(filter(None, map(routes.obstacle, circuit.connections[1:])), None)
 
 
 def forward_ring(circuit: Circuit, leak: float, batch: int, device: torch.device) -> Ring:
     """Layers 0 to N-1, closed by the feedback synapse; ``leak`` as the number format holds it."""
-    neuron = circuit.neuron
-    into = [circuit.feedback, *circuit.feedforward[1:]]
-    gates = [_all(c, batch, device) if k is None else k for c, k in zip(circuit.feedforward, _kept_units(circuit))]
-    if not circuit.has_feedback:
+    neuron, feedback = circuit.neuron, circuit.feedback
+    into = [feedback, *circuit.feedforward[1:]]
+    gates = [torch.ones((batch, *c.output_shape), dtype=torch.bool, device=device) if k is None else k
+             for c, k in zip(circuit.feedforward, _kept_units(circuit))]
+    if feedback is None:
         gates[-1] = torch.zeros_like(gates[-1])
     return Ring(
         shapes=[c.output_shape for c in circuit.feedforward],
         routes=[c and route(c, c.dropout_scale) for c in into],
-        products=[c and functools.partial(_forward_product, c) for c in into],
+        products=[c and replace(c, bias=None).current for c in into],
         biases=[None if c is None or c.bias is None else c.bias * c.dropout_scale for c in into], gates=gates,
-        keep=circuit.feedback and _kept(circuit.feedback),
+        keep=feedback and _kept(feedback),
         upper=neuron.v_threshold, lower=-float("inf"), quantum=neuron.quantum, leak=leak)
 
 
@@ -157,14 +145,14 @@ def backward_ring(circuit: Circuit, leak: float, masks: list[Tensor]) -> Ring:
     """Layers N-1 to 0, closed by the transpose of the feedback synapse; spikes carry ``kappa_b / kappa``."""
     couple, factor = circuit.couple, circuit.couple.quantum / circuit.neuron.quantum
     out_of = [circuit.feedback, *circuit.feedforward[1:]]  # the connection whose transpose leads out of each layer
-    scales = [c and factor * c.dropout_scale for c in out_of]
     gates = [torch.zeros_like(m) if c is None else m if c.dropout is None else m & _kept(c)
              for c, m in zip(out_of, masks)]
-    into = [0, *range(len(masks) - 1, 0, -1)]  # in ring order, the layer whose spikes arrive
+    into = [out_of[0], *out_of[:0:-1]]  # in ring order, the one that leads into each layer
+    scales = [c and factor * c.dropout_scale for c in into]
     return Ring(
         shapes=[c.output_shape for c in circuit.feedforward[::-1]],
-        routes=[out_of[i] and route(out_of[i]).reverse(scales[i]) for i in into],
-        products=[out_of[i] and functools.partial(_backward_product, out_of[i], scales[i]) for i in into],
+        routes=[c and route(c).reverse(scale) for c, scale in zip(into, scales)],
+        products=[c and functools.partial(_product_back, c, scale) for c, scale in zip(into, scales)],
         biases=[None] * len(masks), gates=gates[::-1], keep=None,
         upper=couple.v_threshold, lower=-couple.v_threshold, quantum=couple.quantum, leak=leak)
 
@@ -176,25 +164,9 @@ def _kept(connection: Connection) -> Tensor | None:
 
 def _kept_units(circuit: Circuit) -> list[Tensor | None]:
     """Which units of each layer are not cut off; in layer 0, which may have two synapses, masks are in the currents."""
-    return [None, *(_kept(c) for c in circuit.feedforward[1:])]
+    return [None, *map(_kept, circuit.feedforward[1:])]
 
 
-def _all(connection: Connection, batch: int, device: torch.device) -> Tensor:
-    """All units of the target of a connection, bool ``(batch, *output_shape)``."""
-    return torch.ones((batch, *connection.output_shape), dtype=torch.bool, device=device)
-
-
-def _forward_product(connection: Connection, spikes: Tensor, samples: slice) -> Tensor:
-    """What a forward route carries, the bias left out."""
-    current = connection.synapse.current(spikes, connection.weight, None, connection.output_shape)
-    return current if connection.dropout is None else current * connection.dropout[samples]
-
-
-def _backward_product(connection: Connection, scale: float, spikes: Tensor, samples: slice) -> Tensor:
+def _product_back(connection: Connection, scale: float, spikes: Tensor, samples: slice) -> Tensor:
     """What a backward route carries; ``spikes`` are overwritten."""
     return connection.transpose(spikes.mul_(scale))
-
-
-def _frames(circuit: Circuit, x: Tensor) -> Iterable[Tensor]:
-    """Currents into layer 0, ``(frames, batch, ...)``: a constant one, or all steps in groups."""
-    return circuit.frames_of_currents(x) if circuit.event_input else [circuit.input.current(x)[None]]

@@ -1,11 +1,11 @@
 """Geometry of a synapse as the event engine sees it: which weight row a spike adds to which target pixel.
 
-Every synapse of the library, and every transpose of one, is a *route*: a window of ``kernel`` taps that slides over an
-image, from source to target or the other way round. ``Linear`` is a window as large as its image. The weights of a
-route are stored as rows, one per tap and source channel, each with a value per target channel, so that a spike is the
-number of its row.
+Every synapse of the library, and every transpose of one, is a *route*: a window that slides over an image, from source
+to target or the other way round. ``Linear`` is a window as large as its image. The weights of a route are stored as
+rows, one per tap and source channel, each with a value per target channel, so that a spike is the number of its row.
 """
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from modules import synapses
 from modules.circuit import Connection
-from modules.synapses import Shape
+from modules.synapses import Shape, Window
 
 WIDTHS = (16, 32, 48, 64)  # channels of a pixel that kernels handle together
 
@@ -38,30 +38,16 @@ def as_image(shape: Shape) -> Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
-    """One linear map from the spikes of a layer to the currents of another.
+class Route(Window):
+    """One linear map from the spikes of a layer to the currents of another: a window between two images."""
 
-    Attributes:
-        source, target: ``(channels, height, width)`` of the two layers.
-        kernel: height and width of the window; stride, padding: of the window, as in a convolution.
-        spreads: the window slides over the target, as in a transposed convolution, not over the source.
-        weight: ``(kernel height, kernel width, source channels, target channels)``, or None for a pooling.
-        scale: factor on the weight; the weight itself for a pooling.
-    """
-
-    source: Shape
+    source: Shape  # (channels, height, width)
     target: Shape
-    kernel: tuple[int, int]
-    stride: int = 1
-    padding: int = 0
-    spreads: bool = False
-    weight: Tensor | None
-    scale: float = 1.0
 
     @property
     def rows(self) -> int:
         """Number of rows of weights; a pooling has none."""
-        return 0 if self.weight is None else math.prod(self.kernel) * self.source[0]
+        return math.prod(self.kernel) * self._column
 
     @property
     def _column(self) -> int:
@@ -69,9 +55,14 @@ class Route:
         return 0 if self.weight is None else self.source[0]
 
     @property
+    def _step(self) -> int:
+        """By how many taps a spike moves on when it moves one row or column on."""
+        return -self.stride if self.spreads else 1
+
+    @property
     def column_step(self) -> int:
         """By how many rows of weights a spike moves on when it moves one column to the right."""
-        return self._column * (-self.stride if self.spreads else 1)
+        return self._column * self._step
 
     def write_weights(self, rows: Tensor) -> None:
         """Write all rows, block by block, scaled, padded with zeros, to a flat tensor ``(rows * padded channels,)``."""
@@ -83,22 +74,27 @@ class Route:
             block[..., own.shape[-1]:] = 0
             begin += block.numel()
 
+    def _windows(self, axis: int) -> Iterator[tuple[range, int]]:
+        """For each target row (axis 0) or column (1), the source rows or columns that reach it, and the tap that leads
+        from the first one of the image, whether there is such a tap or not."""
+        kernel, size = self.kernel[axis], self.source[1 + axis]
+        for place in range(self.target[1 + axis]):
+            if self.spreads:
+                tap = place + self.padding
+                first, end = -(-(tap - kernel + 1) // self.stride), tap // self.stride + 1
+            else:
+                tap = self.padding - place * self.stride
+                first, end = -tap, kernel - tap
+            first, end = (min(max(n, 0), size) for n in (first, end))
+            yield range(first, max(first, end)), tap
+
     @cached_property
     def row_windows(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """For each target row, the source rows that reach it.
-
-        Returns:
-            Where the entries of each target row begin (one number more than rows), and the entries: source row, and
-            the first row of weights of the taps that lead from it.
-        """
+        """For each target row, the source rows that reach it: where its entries begin (one number more than rows), and
+        the entries, source row and the first row of weights of the taps that lead from it."""
         begins, entries = [0], []
-        height, width = self.kernel
-        for y in range(self.target[1]):
-            for source in range(self.source[1]):
-                large, small = (y, source) if self.spreads else (source, y)
-                tap = large + self.padding - small * self.stride
-                if 0 <= tap < height:
-                    entries.append((source, tap * width * self._column))
+        for sources, tap in self._windows(0):
+            entries += [(row, (tap + row * self._step) * self.kernel[1] * self._column) for row in sources]
             begins.append(len(entries))
         return begins, entries
 
@@ -106,24 +102,13 @@ class Route:
     def column_windows(self) -> list[tuple[int, int, int]]:
         """For each target column, the first source column that reaches it, the one after the last, and by how
         many rows of weights it is further from there than from column 0."""
-        windows = []
-        for x in range(self.target[2]):
-            if self.spreads:
-                origin = x + self.padding
-                first, end = -(-(origin - self.kernel[1] + 1) // self.stride), origin // self.stride + 1
-            else:
-                origin = -(x * self.stride - self.padding)
-                first, end = -origin, -origin + self.kernel[1]
-            first, end = (min(max(n, 0), self.source[2]) for n in (first, end))
-            windows.append((first, max(first, end), origin * self._column))
-        return windows
+        return [(sources.start, sources.stop, tap * self._column) for sources, tap in self._windows(1)]
 
     @cached_property
     def multiplications(self) -> int:
         """How many a dense product takes for one sample, those with padding left out."""
-        rows = len(self.row_windows[1])
-        columns = sum(after - first for first, after, _ in self.column_windows)
-        return rows * columns * self.source[0] * self.target[0]
+        pairs = math.prod(sum(len(sources) for sources, _ in self._windows(axis)) for axis in (0, 1))
+        return pairs * self.source[0] * self.target[0]
 
     def reverse(self, scale: float) -> "Route":
         """The transpose, its weight multiplied by ``scale``."""
@@ -134,9 +119,8 @@ class Route:
 def route(connection: Connection, scale: float = 1.0) -> Route | None:
     """The forward route of a connection, its weight multiplied by ``scale``; None if it is no window."""
     own = connection.synapse.window(connection.weight, connection.input_shape, connection.output_shape)
-    return own and Route(source=as_image(connection.input_shape), target=as_image(connection.output_shape),
-                         kernel=own.kernel, stride=own.stride, padding=own.padding, spreads=own.spreads,
-                         weight=own.weight, scale=own.scale * scale)
+    return own and Route(**vars(own) | {"scale": own.scale * scale}, source=as_image(connection.input_shape),
+                         target=as_image(connection.output_shape))
 
 
 def obstacle(connection: Connection) -> str | None:
@@ -179,13 +163,12 @@ def _carried(route: Route, units: Tensor) -> Tensor:
     """What a route carries, as one product of whole tensors."""
     apart = torch.eye(route.source[0]).to(units).expand(*route.kernel, -1, -1)
     weight = (apart if route.weight is None else route.weight) * route.scale
-    settings = {"stride": route.stride, "padding": route.padding}
     units = units.view(-1, *route.source)
     if not route.spreads:
-        return F.conv2d(units, weight.permute(3, 2, 0, 1), **settings)
-    least = F.conv_transpose2d(units, weight.permute(2, 3, 0, 1), **settings)
-    missing = [n - m for n, m in zip(route.target[1:], least.shape[2:])]
-    return F.conv_transpose2d(units, weight.permute(2, 3, 0, 1), output_padding=missing, **settings)
+        return F.conv2d(units, weight.permute(3, 2, 0, 1), None, route.stride, route.padding)
+    missing = [large - (small - 1) * route.stride + 2 * route.padding - kernel
+               for large, small, kernel in zip(route.target[1:], route.source[1:], route.kernel)]
+    return F.conv_transpose2d(units, weight.permute(2, 3, 0, 1), None, route.stride, route.padding, missing)
 
 
 def _close(found: Tensor, expected: Tensor, shape: Shape) -> bool:
