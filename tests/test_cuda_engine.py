@@ -16,7 +16,7 @@ import torch
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, notices, synapses
 from modules.engines import ring
 from modules.engines.cuda import engine as cuda
-from modules.engines.cuda.graph import Replay
+from modules.engines.cuda.graph import recorded
 from modules.engines.cuda.loop import rounded
 from modules.engines.dense import DENSE
 from tests.networks import NAMES, sample_input, small
@@ -148,10 +148,9 @@ else:
         assert len(caught) == 1
 
 
-def test_replay_on_a_cpu_just_calls() -> None:
+def test_nothing_is_recorded_on_a_cpu() -> None:
     calls = []
-    replay = Replay(lambda: calls.append(1), torch.device("cpu"))
-    replay.prepare()
+    replay = recorded(lambda: calls.append(1), torch.device("cpu"))
     replay()
     replay()
     assert len(calls) == 2

@@ -8,11 +8,12 @@ import math
 import torch
 from torch import Tensor
 
+from modules.circuit import FRAMES_PER_PRODUCT
 from modules.engines.cuda import kernels
-from modules.engines.cuda.loop import INTERPRETED_PIXELS, Launch, Simulation, fitting
+from modules.engines.cuda.loop import Launch, Simulation
 
-# Steps that a layer takes at once; so many steps' spikes and currents are in memory.
-STEPS = 8
+# Steps that a layer takes at once, as many as frames arrive at once; so many steps' spikes and currents are in memory.
+STEPS = FRAMES_PER_PRODUCT
 
 
 class Chain(Simulation):
@@ -28,25 +29,20 @@ class Chain(Simulation):
         return spikes, torch.zeros((len(sizes), STEPS * self.batch), dtype=torch.int32, device=self.device)
 
     def _steps(self, current: Tensor, length: int, parity: int) -> None:
-        for first in range(0, length, STEPS):
-            steps = min(STEPS, length - first)
-            own = current[first:first + steps] if len(current) > 1 else current
+        for first in range(0, length, STEPS):  # frames, if there is one for each step, are no more than that
             for layer in range(len(self.potentials)):
-                for launch in self.launches(layer, own, first + 1, steps):
+                for launch in self.launches(layer, current, first + 1, min(STEPS, length - first)):
                     launch()
 
     def launches(self, layer: int, current: Tensor, step: int, steps: int) -> list[Launch]:
         """The kernels for some steps of one layer; only the first takes the current."""
-        target, found = self._target(layer, self.batch), []
-        frame = self.potentials[layer].numel()
-        if self.ring.routes[layer] is None:
-            frame = 0 if len(current) == 1 else frame
-        else:
-            current, samples = self.carried, steps * self.batch
-            found.append(self._launch(kernels.carry, self._tile(layer, samples), target=self._target(layer, samples),
-                                      **self._product(layer, self.spikes[layer - 1]), carried=current, batch=self.batch,
-                                      step=step))
-        tile = kernels.Tile(pixels=fitting(target.pixels, INTERPRETED_PIXELS if self.device.type == "cpu" else 16),
-                            channels=fitting(target.channels, 128), source=0)
-        return [*found, self._launch(kernels.step_neurons, tile, target=target, current=current, frame=frame,
-                                     **self._neurons(layer, self.spikes[layer]), step=step, steps=steps)]
+        found, frame = [], self.potentials[layer].numel()
+        if layer:
+            found.append(self._launch(kernels.carry, layer, steps * self.batch, carried=self.carried, batch=self.batch,
+                                      step=step, **self._product(layer, self.spikes[layer - 1])))
+            current = self.carried
+        elif len(current) == 1:
+            frame = 0
+        return [*found, self._launch(
+            kernels.step_neurons, layer, self.batch, most=kernels.Tile(pixels=16, channels=128), current=current,
+            frame=frame, **self._neurons(layer, self.spikes[layer]), step=step, steps=steps)]

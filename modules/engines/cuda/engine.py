@@ -11,9 +11,9 @@ Precisions, in which the products of spikes and weights are formed; everything e
 """
 import functools
 import os
-from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class CudaEngine(RingEngine):
             raise ValueError(f"there is no precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
         self.precision, self.skip = precision, skip
         self.name = f"cuda:{precision}" + ("" if skip else ":whole")
-        self._simulations: OrderedDict[tuple, object] = OrderedDict()
+        self._simulations: dict[tuple, object] = {}  # the last used is the last
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """See :class:`modules.engines.ring.RingEngine`."""
@@ -55,24 +55,19 @@ class CudaEngine(RingEngine):
 
         skip = self.skip and ring.ternary  # forward, hardly any layer is ever silent
         key = (_signature(ring), like.device, counts, skip)
-        if key not in self._simulations:
-            kind = Chain if ring.routes[0] is None else Simulation
-            self._simulations[key] = kind(ring, like.device, self.precision, counts=counts, skip=skip)
-        self._simulations.move_to_end(key)
-        while len(self._simulations) > KEPT:
-            self._simulations.popitem(last=False)
-        try:
-            with torch.cuda.device(like.device) if like.is_cuda else nullcontext():  # where Triton and streams go
-                return self._simulations[key].run(ring, currents, steps)
-        except RuntimeError:  # what was recorded by halves is not used again
-            del self._simulations[key]
-            raise
-
-    def __deepcopy__(self, memo: dict) -> "CudaEngine":
-        return CudaEngine(self.precision, skip=self.skip)  # a graph cannot be copied, and need not be
+        simulation = self._simulations.pop(key, None)
+        while len(self._simulations) >= KEPT:
+            del self._simulations[next(iter(self._simulations))]  # the one that was not used for longest
+        if simulation is None:
+            kind = Simulation if ring.closed else Chain
+            simulation = kind(ring, like.device, self.precision, counts=counts, skip=skip)
+        with torch.cuda.device(like.device) if like.is_cuda else nullcontext():  # where Triton and streams go
+            outcome = simulation.run(ring, currents, steps)
+        self._simulations[key] = simulation  # unless it failed: what was recorded by halves is not used again
+        return outcome
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_simulations": OrderedDict()}
+        return {**vars(self), "_simulations": {}}  # a graph cannot be copied, and need not be
 
 
 @functools.cache
@@ -89,7 +84,6 @@ def missing() -> str | None:
 
 def _signature(ring: Ring) -> tuple:
     """All of a ring but the contents of its tensors: what an allocated simulation serves."""
-    geometry = tuple(r and (r.source, r.target, r.kernel, r.stride, r.padding, r.spreads, r.weight is None, r.scale)
-                     for r in ring.routes)
+    geometry = tuple(r and (replace(r, weight=None), r.weight is None) for r in ring.routes)
     return (tuple(ring.shapes), geometry, tuple(b is None for b in ring.biases), len(ring.gates[0]), ring.keep is None,
             ring.upper, ring.lower, ring.quantum, ring.leak)

@@ -68,11 +68,13 @@ class Target(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Constants: how many target pixels and channels one block computes, and source channels it multiplies at once."""
+    """Constants: how many target pixels and channels one block computes, how many source channels it multiplies at
+    once, and the precision of products of float32."""
 
     pixels: int
     channels: int
-    source: int
+    source: int = 0
+    precision: str = "ieee"
 
 
 class Neurons(NamedTuple):
@@ -109,19 +111,36 @@ def constant(group: Window | Tile) -> Window | Tile:
 
 
 @triton.jit
-def synaptic_current(arriving, synapse, window, target, tile, pixel, channel, wanted, WIDEN: tl.constexpr,
-                     PRECISION: tl.constexpr):
+def block(tile):
+    """The target pixels and channels of this block."""
+    return (tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels),
+            tl.program_id(1) * tile.channels + tl.arange(0, tile.channels))
+
+
+@triton.jit
+def units(target, pixel, channel):
+    """Where the units of some pixels and channels stand in a tensor, and which of them there are."""
+    return (pixel.to(tl.int64)[:, None] * target.channels + channel[None, :],
+            (pixel < target.pixels)[:, None] & (channel < target.channels)[None, :])
+
+
+@triton.jit
+def synaptic_current(arriving, synapse, window, target, tile, pixel, channel, since):
     """What spikes and bias add to a block of target units, float32 ``(tile.pixels, tile.channels)``.
 
-    ``pixel``, ``channel``: of the block; ``wanted``: 1, or 0 if no spike arrives. WIDEN: multiply in float32, which
-    changes nothing, as Triton's interpreter does not multiply in bfloat16. PRECISION: of products of float32.
+    ``pixel``, ``channel``: of the block; ``since``: the step, or that of each pixel's sample, in which the spikes were
+    sent, if there are any.
     """
     x, y = pixel % target.width, (pixel // target.width) % target.height
     sample = pixel // (target.width * target.height)
-    total = tl.zeros((tile.pixels, tile.channels), dtype=tl.float32)
+    products = window.height * window.width
     blocks = 1 if synapse.weight is None else tl.cdiv(arriving.channels, tile.source)
+    if arriving.heard is not None:  # none, if no spike arrives in the whole block
+        last = tl.load(arriving.heard + sample, mask=pixel < target.pixels, other=-1)
+        products *= tl.max((last >= since).to(tl.int32))
+    total = tl.zeros((tile.pixels, tile.channels), dtype=tl.float32)
     # One loop, so that loads run ahead of products from tap to tap too.
-    for product in range(wanted * blocks * window.height * window.width):
+    for product in range(products * blocks):
         tap, first = product // blocks, product % blocks * tile.source
         tap_y, tap_x = tap // window.width, tap % window.width
         if window.spreads:
@@ -138,19 +157,15 @@ def synaptic_current(arriving, synapse, window, target, tile, pixel, channel, wa
                                              mask=met[:, None] & (channel < target.channels)[None, :]).to(tl.float32)
         else:
             source = first + tl.arange(0, tile.source)
-            a = tl.load(arriving.spikes + place[:, None] + source[None, :],
-                        mask=met[:, None] & (source < arriving.channels)[None, :], other=0)
+            spikes = tl.load(arriving.spikes + place[:, None] + source[None, :], other=0,
+                             mask=met[:, None] & (source < arriving.channels)[None, :])
             row = (tap * target.channels + channel).to(tl.int64)[None, :] * arriving.channels + source[:, None]
             there = (source < arriving.channels)[:, None] & (channel < target.channels)[None, :]
-            w = tl.load(synapse.weight + row, mask=there, other=0)
-            if WIDEN:
-                a, w = a.to(tl.float32), w.to(tl.float32)
-            total = tl.dot(a, w, total, input_precision=PRECISION)
+            weight = tl.load(synapse.weight + row, mask=there, other=0)
+            total = tl.dot(spikes, weight, total, input_precision=tile.precision)
             if synapse.rest is not None:
-                w = tl.load(synapse.rest + row, mask=there, other=0)
-                if WIDEN:
-                    w = w.to(tl.float32)
-                total = tl.dot(a, w, total, input_precision=PRECISION)
+                rest = tl.load(synapse.rest + row, mask=there, other=0)
+                total = tl.dot(spikes, rest, total, input_precision=tile.precision)
     if synapse.bias is not None:
         total += tl.load(synapse.bias + channel, mask=channel < target.channels, other=0)[None, :]
     return total
@@ -198,24 +213,15 @@ def send(sending, sent, unit, inside, place, step):
 
 
 @triton.jit(do_not_specialize=["step"])  # or it would be compiled for 1, for multiples of 16, and for the rest
-def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, sending, step,
-               WIDEN: tl.constexpr, PRECISION: tl.constexpr):
+def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, sending, step):
     """One step of one layer.
 
     ``current``: from outside, which the first layer has, else None; ``keep``: which of its units the synapse reaches,
     or None for all. ``step``: its number in the loop, from 1 on.
     """
-    pixel = tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels)
-    first_channel = tl.program_id(1) * tile.channels
-    channel = first_channel + tl.arange(0, tile.channels)
-    sample = pixel // (target.width * target.height)
-    wanted = 1
-    if arriving.heard is not None:  # in a sample of this block
-        sent_in = step if current is None else step - 1  # spikes take a step to the first layer
-        last = tl.load(arriving.heard + sample, mask=pixel < target.pixels, other=-1)
-        wanted = (tl.max(last) >= sent_in).to(tl.int32)
-    whole = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, wanted, WIDEN, PRECISION)
-
+    pixel, channel = block(tile)
+    since = step if current is None else step - 1  # spikes take a step to the first layer
+    whole = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, since)
     # A quarter of the channels at a time: registers do not hold all that a thread knows of its neurons at once.
     QUARTER: tl.constexpr = tile.channels // 4
     even, odd = tl.split(whole.reshape(tile.pixels, 2, 2, QUARTER).permute(0, 3, 1, 2))
@@ -225,9 +231,7 @@ def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, 
     number = 0.0
     for part in tl.static_range(4):
         total = parts[part]
-        channel = first_channel + part * QUARTER + tl.arange(0, QUARTER)
-        inside = (pixel < target.pixels)[:, None] & (channel < target.channels)[None, :]
-        unit = pixel.to(tl.int64)[:, None] * target.channels + channel[None, :]
+        unit, inside = units(target, pixel, tl.program_id(1) * tile.channels + part * QUARTER + tl.arange(0, QUARTER))
         if keep is not None:
             total *= tl.load(keep + unit, mask=inside, other=0).to(tl.float32)
         if current is not None:
@@ -237,27 +241,22 @@ def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, 
         store_neurons(neurons, unit, inside, potential, trace, count)
         if sending.spikes is not None:
             sent = spike * tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)
-            send(sending, sent, unit, inside, sample, step)
+            send(sending, sent, unit, inside, pixel // (target.width * target.height), step)
         number += fired
     tl.atomic_add(neurons.fired, number.to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["step"])
-def carry(arriving, synapse, window, target, tile, carried, batch, step, WIDEN: tl.constexpr, PRECISION: tl.constexpr):
+def carry(arriving, synapse, window, target, tile, carried, batch, step):
     """The currents of some steps into a layer, written to ``carried``.
 
     Samples of all groups are those of the first step, number ``step``, then those of the next, ``batch`` for each.
     """
-    pixel = tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels)
-    channel = tl.program_id(1) * tile.channels + tl.arange(0, tile.channels)
-    wanted = 1
-    if arriving.heard is not None:
-        sample = pixel // (target.width * target.height)
-        last = tl.load(arriving.heard + sample, mask=pixel < target.pixels, other=-1)
-        wanted = tl.max((last >= step + sample // batch).to(tl.int32))
-    total = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, wanted, WIDEN, PRECISION)
-    tl.store(carried + pixel.to(tl.int64)[:, None] * target.channels + channel[None, :], total,
-             mask=(pixel < target.pixels)[:, None] & (channel < target.channels)[None, :])
+    pixel, channel = block(tile)
+    unit, inside = units(target, pixel, channel)
+    since = step + pixel // (target.width * target.height) // batch
+    total = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, since)
+    tl.store(carried + unit, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["step", "steps"])
@@ -267,10 +266,8 @@ def step_neurons(target, tile, current, frame, neurons, sending, step, steps):
     ``current``: of all steps; ``frame``: the size of that of one step, or 0 if it is constant. ``step``: number of the
     first step, of ``steps``; in ``sending``, samples are those of the first step, then those of the next.
     """
-    pixel = tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels)
-    channel = tl.program_id(1) * tile.channels + tl.arange(0, tile.channels)
-    inside = (pixel < target.pixels)[:, None] & (channel < target.channels)[None, :]
-    unit = pixel.to(tl.int64)[:, None] * target.channels + channel[None, :]
+    pixel, channel = block(tile)
+    unit, inside = units(target, pixel, channel)
     area = target.width * target.height
     potential, trace, count = load_neurons(neurons, unit, inside)
     if sending.spikes is not None:

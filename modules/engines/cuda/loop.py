@@ -3,7 +3,7 @@
 The tensors are allocated once per shape and reused from call to call, as the graph that is bound to them is; weights
 are copied into them in the number format of the precision.
 """
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from modules.engines.cuda import kernels
-from modules.engines.cuda.graph import Replay
+from modules.engines.cuda.graph import recorded
 from modules.engines.ring import Outcome, Ring
 from modules.engines.routes import as_image
 from modules.synapses import layout
@@ -42,9 +42,10 @@ class Simulation:
 
     def __init__(self, ring: Ring, device: torch.device, precision: str, *, counts: bool, skip: bool) -> None:
         self.ring, self.device, self.precision, self.skip = ring, device, precision, skip
-        self.batch = batch = len(ring.gates[0])
-        self.number = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-        sizes = [(batch, height, width, channels) for channels, height, width in map(as_image, ring.shapes)]
+        self.batch, self.interpreted = len(ring.gates[0]), device.type == "cpu"
+        # Triton's interpreter does not multiply in bfloat16; in float32, the same numbers give the same products.
+        self.number = torch.bfloat16 if precision.startswith("bf16") and not self.interpreted else torch.float32
+        sizes = [(self.batch, height, width, channels) for channels, height, width in map(as_image, ring.shapes)]
 
         def allocate(dtype: torch.dtype = torch.float32) -> list[Tensor]:
             return [torch.zeros(size, dtype=dtype, device=device) for size in sizes]
@@ -52,7 +53,7 @@ class Simulation:
         self.potentials, self.traces = allocate(), allocate()
         self.counts = allocate() if counts else []
         self.gates = allocate(torch.uint8)
-        self.keep = None if ring.keep is None else torch.zeros(sizes[0], dtype=torch.uint8, device=device)
+        self.keep = None if ring.keep is None else torch.zeros_like(self.gates[0])
         self.fired = torch.zeros(len(sizes), dtype=torch.int64, device=device)
         self.spikes, self.said = self._room_for_spikes(sizes)
         self.weights = [None if r is None or r.weight is None else
@@ -60,7 +61,7 @@ class Simulation:
                          for _ in range(1 + (precision == "bf16x2"))] for r in ring.routes]
         self.biases = [None if b is None else torch.empty_like(b) for b in ring.biases]
         self.currents: dict[int, Tensor] = {}  # by number of frames
-        self.loops: dict[tuple[int, int, int], Replay] = {}
+        self.loops: dict[tuple[int, int, int], Callable[[], None]] = {}
 
     def _room_for_spikes(self, sizes: list[tuple[int, ...]]) -> tuple[list[Tensor], Tensor]:
         """Buffers of spikes, of each layer and a second one of the last; for each sample, in which step it sent last.
@@ -73,102 +74,20 @@ class Simulation:
     def run(self, ring: Ring, currents: Iterable[Tensor], steps: int) -> Outcome:
         """Simulate ``steps`` steps with the tensors of ``ring``."""
         self._load(ring)
-        done, fresh = 0, True
+        for tensor in self._state():
+            tensor.zero_()
+        done = 0
         for current in currents:
             frames = len(current)
             length = steps if frames == 1 and done == 0 else frames
             if frames not in self.currents:
                 self.currents[frames] = torch.empty((frames, *self.potentials[0].shape), device=self.device)
             self.currents[frames].copy_(_channels_last(current.flatten(0, 1)).unflatten(0, current.shape[:2]))
-            loop = self._loop(frames, length, done % 2, fresh)
-            if fresh:
-                self._rest()
-                fresh = False
-            loop()
+            self._loop(frames, length, done % 2)()
             done += length
         traces = [self._tensor(t, shape) for t, shape in zip(self.traces, ring.shapes)]
         counts = [self._tensor(c, shape) for c, shape in zip(self.counts, ring.shapes)] or traces
         return Outcome(traces=traces, counts=counts, fired=self.fired.double())
-
-    def _loop(self, frames: int, length: int, parity: int, fresh: bool) -> Replay:
-        """The loop over ``length`` steps, of which the first writes the last layer's buffer ``parity``."""
-        key = (frames, length, parity)
-        if key not in self.loops:
-            self.loops[key] = Replay(lambda: self._steps(self.currents[frames], length, parity), self.device)
-            state = [] if fresh else [t.clone() for t in self._state()]  # recording must not disturb a run
-            self.loops[key].prepare()
-            for tensor, before in zip(self._state(), state):
-                tensor.copy_(before)
-        return self.loops[key]
-
-    def _steps(self, current: Tensor, length: int, parity: int) -> None:
-        """All layers through ``length`` steps, counted from 1 in each loop, with one frame for each or one for all."""
-        for step in range(length):
-            frame = current[step if len(current) > 1 else 0]
-            for layer in range(len(self.potentials)):
-                self.launch(layer, frame, step + 1, (parity + step) % 2)()
-
-    def _sent(self, layer: int, parity: int) -> Tensor:
-        """The buffer of a layer's spikes."""
-        return self.spikes[layer + parity * (layer == len(self.potentials) - 1)]
-
-    def launch(self, layer: int, current: Tensor, step: int, parity: int) -> Launch:
-        """The kernel for one step of one layer; only the first takes the current."""
-        last = len(self.potentials) - 1
-        arriving = self._sent(layer - 1, parity) if layer else self._sent(last, 1 - parity)
-        return self._launch(kernels.step_layer, self._tile(layer, self.batch), target=self._target(layer, self.batch),
-                            **self._product(layer, arriving), **self._neurons(layer, self._sent(layer, parity)),
-                            keep=None if layer else self.keep, current=None if layer else current, step=step)
-
-    @staticmethod
-    def _launch(kernel: Any, tile: kernels.Tile, *, target: kernels.Target, **arguments: Any) -> Launch:
-        """A kernel in as many blocks as the target takes."""
-        grid = triton.cdiv(target.pixels, tile.pixels), triton.cdiv(target.channels, tile.channels)
-        return Launch(kernel, grid, {"target": target, "tile": kernels.constant(tile), "num_warps": 8, **arguments})
-
-    def _target(self, layer: int, samples: int) -> kernels.Target:
-        """A layer of so many samples."""
-        _, height, width, channels = self.potentials[layer].shape
-        return kernels.Target(pixels=samples * height * width, height=height, width=width, channels=channels)
-
-    def _product(self, layer: int, arriving: Tensor) -> dict[str, Any]:
-        """What kernels take for the product of the weights into a layer and the spikes that arrive."""
-        route, weights = self.ring.routes[layer], self.weights[layer] or [None]
-        channels, height, width = route.source
-        return {
-            "arriving": kernels.Arriving(spikes=arriving, heard=self.said[layer - 1] if self.skip else None,
-                                         height=height, width=width, channels=channels),
-            "synapse": kernels.Synapse(weight=weights[0], rest=weights[1] if len(weights) == 2 else None,
-                                       scale=route.scale, bias=self.biases[layer]),
-            "window": kernels.constant(kernels.Window(
-                height=route.kernel[0], width=route.kernel[1], stride=route.stride, padding=route.padding,
-                spreads=route.spreads)),
-            "WIDEN": self.device.type == "cpu", "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
-            "num_stages": 3}
-
-    def _neurons(self, layer: int, spikes: Tensor) -> dict[str, Any]:
-        """What kernels take for the update of a layer's neurons, which write to ``spikes`` if anyone listens."""
-        ring, listened = self.ring, self.ring.routes[(layer + 1) % len(self.ring.routes)] is not None
-        return {
-            "neurons": kernels.Neurons(
-                potentials=self.potentials[layer], traces=self.traces[layer],
-                counts=self.counts[layer] if self.counts else None, fired=self.fired[layer:], upper=ring.upper,
-                lower=ring.lower, quantum=ring.quantum, leak=ring.leak),
-            "sending": kernels.Sending(spikes=spikes if listened else None, gate=self.gates[layer],
-                                       said=self.said[layer] if self.skip else None)}
-
-    def _tile(self, layer: int, samples: int) -> kernels.Tile:
-        """Sizes of the blocks of a product.
-
-        As large as registers hold without spilling, because blocks read spikes and weights again and again: without
-        tensor cores that is half. Three stages stay below 99 KiB of shared memory, which all GPUs have. Where there is
-        nothing to multiply, small blocks do.
-        """
-        route = self.ring.routes[layer]
-        most = INTERPRETED_PIXELS if self.device.type == "cpu" else 128 if route.weight is not None else 32
-        return kernels.Tile(pixels=fitting(self._target(layer, samples).pixels, most),
-                            channels=fitting(route.target[0], 64 if self.precision == "fp32" else 128),
-                            source=fitting(route.source[0], 64 if self.precision == "bf16" else 32))
 
     def _load(self, ring: Ring) -> None:
         """Copy the tensors of a ring into those that the recorded loops read."""
@@ -184,14 +103,75 @@ class Simulation:
         if self.keep is not None:
             self.keep.copy_(_channels_last(ring.keep))
 
-    def _rest(self) -> None:
-        """Potentials, traces and spikes of 0."""
-        for tensor in self._state():
-            tensor.zero_()
-
     def _state(self) -> list[Tensor]:
-        """All that a step changes."""
+        """All that a step changes; of 0 before the first one."""
         return [*self.potentials, *self.traces, *self.counts, *self.spikes, self.fired, self.said]
+
+    def _loop(self, frames: int, length: int, parity: int) -> Callable[[], None]:
+        """The loop over ``length`` steps, of which the first writes the last layer's buffer ``parity``."""
+        key = (frames, length, parity)
+        if key not in self.loops:
+            state = [tensor.clone() for tensor in self._state()]  # recording must not disturb a run
+            self.loops[key] = recorded(lambda: self._steps(self.currents[frames], length, parity), self.device)
+            for tensor, before in zip(self._state(), state):
+                tensor.copy_(before)
+        return self.loops[key]
+
+    def _steps(self, current: Tensor, length: int, parity: int) -> None:
+        """All layers through ``length`` steps, counted from 1 in each loop, with one frame for each or one for all."""
+        for step in range(length):
+            frame = current[step if len(current) > 1 else 0]
+            for layer in range(len(self.potentials)):
+                self.launch(layer, frame, step + 1, (parity + step) % 2)()
+
+    def launch(self, layer: int, current: Tensor, step: int, parity: int) -> Launch:
+        """The kernel for one step of one layer; only the first takes the current."""
+        last = len(self.potentials) - 1
+        arriving = self.spikes[layer - 1 if layer else last + 1 - parity]
+        return self._launch(kernels.step_layer, layer, self.batch, **self._product(layer, arriving),
+                            **self._neurons(layer, self.spikes[layer + parity * (layer == last)]),
+                            keep=None if layer else self.keep, current=None if layer else current, step=step)
+
+    def _launch(self, kernel: Any, layer: int, samples: int, *, most: kernels.Tile, **arguments: Any) -> Launch:
+        """A kernel for so many samples of a layer, in as many blocks of ``most`` pixels and channels as they take."""
+        channels, height, width = as_image(self.ring.shapes[layer])
+        target = kernels.Target(pixels=samples * height * width, height=height, width=width, channels=channels)
+        pixels = INTERPRETED_PIXELS if self.interpreted else most.pixels
+        tile = most._replace(pixels=fitting(target.pixels, pixels), channels=fitting(channels, most.channels))
+        grid = triton.cdiv(target.pixels, tile.pixels), triton.cdiv(channels, tile.channels)
+        return Launch(kernel, grid, {"target": target, "tile": kernels.constant(tile), "num_warps": 8, **arguments})
+
+    def _product(self, layer: int, arriving: Tensor) -> dict[str, Any]:
+        """What kernels take for the product of the weights into a layer and the spikes that arrive.
+
+        Blocks are as large as registers hold without spilling, because they read spikes and weights again and again:
+        without tensor cores that is half. Three stages stay below 99 KiB of shared memory, which all GPUs have. Where
+        there is nothing to multiply, small blocks do.
+        """
+        route, weights = self.ring.routes[layer], self.weights[layer] or [None]
+        channels, height, width = route.source
+        return {
+            "most": kernels.Tile(pixels=32 if route.weight is None else 128,
+                                 channels=64 if self.precision == "fp32" else 128,
+                                 source=fitting(channels, 64 if self.precision == "bf16" else 32),
+                                 precision="tf32" if self.precision == "tf32" else "ieee"),
+            "arriving": kernels.Arriving(spikes=arriving, heard=self.said[layer - 1] if self.skip else None,
+                                         height=height, width=width, channels=channels),
+            "synapse": kernels.Synapse(weight=weights[0], rest=weights[1] if len(weights) == 2 else None,
+                                       scale=route.scale, bias=self.biases[layer]),
+            "window": kernels.constant(kernels.Window(*route.kernel, route.stride, route.padding, route.spreads)),
+            "num_stages": 3}
+
+    def _neurons(self, layer: int, spikes: Tensor) -> dict[str, Any]:
+        """What kernels take for the update of a layer's neurons, which write to ``spikes`` if anyone listens."""
+        ring, listened = self.ring, self.ring.routes[(layer + 1) % len(self.ring.routes)] is not None
+        return {
+            "neurons": kernels.Neurons(
+                potentials=self.potentials[layer], traces=self.traces[layer],
+                counts=self.counts[layer] if self.counts else None, fired=self.fired[layer:], upper=ring.upper,
+                lower=ring.lower, quantum=ring.quantum, leak=ring.leak),
+            "sending": kernels.Sending(spikes=spikes if listened else None, gate=self.gates[layer],
+                                       said=self.said[layer] if self.skip else None)}
 
     @staticmethod
     def _tensor(units: Tensor, shape: tuple[int, ...]) -> Tensor:
