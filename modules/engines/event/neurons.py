@@ -1,4 +1,6 @@
 """The dynamics of neurons, a vector of them at a time: the one place where compiled loops compare, reset and leak."""
+import numpy as np
+
 from modules.engines.event.compiled import jit
 from modules.engines.event.lanes import add_if, at_least, at_most
 
@@ -23,7 +25,8 @@ def fire(plan, potential):
     # No branch on what fires: the processor would have to guess it, and wait for all rows to see that it was wrong.
     up, down = at_least(potential, plan.upper), at_most(potential, plan.lower)
     potential = add_if(potential, up, -plan.quantum)
-    potential = add_if(potential, down, plan.quantum)
+    if plan.lower > -np.inf:  # else there are none, and the sums alone would cost a fifth of LeNet's forward pass
+        potential = add_if(potential, down, plan.quantum)
     still = beyond(plan, potential)
     if plan.leak != 1:
         potential = potential * plan.leak
