@@ -81,6 +81,11 @@ CASES = (
         Conv2d(2, 130, 3), Conv2d(130, 70, 2, padding=0), steps=(8, 8)), (2, 4, 5)),
     Case("the same layers with another threshold", lambda: network(
         Conv2d(2, 130, 3), Conv2d(130, 70, 2, padding=0), neuron=IF(v_threshold=0.5), steps=(8, 8)), (2, 4, 5)),
+    Case("more steps than a layer takes at once", lambda: network(
+        Conv2d(2, 3, 3), AvgPool2d(2), neuron=IF(v_threshold=0.5), steps=(40, 40)), (2, 8, 10)),
+    Case("image rows that fall silent", lambda: network(
+        Conv2d(2, 1, 3), Conv2d(1, 1, 3, bias=False), feedback=Conv2d(1, 1, 3), neuron=IF(v_threshold=0.25),
+        steps=(12, 4)), (2, 65, 4), bits=2),
 )
 
 
