@@ -163,9 +163,9 @@ class Recorder:
         counts = self.forward = Counts("forward", circuit.time_step, samples, [x.new_zeros(())] * len(layers),
                                        [0.0] * len(layers))
         ways = []
-        for c in circuit.connections:
-            kept = c.gate(x.new_ones(samples, *c.output_shape)) != 0
-            ways.append((c.name, _arrivals(couplings(c, x)[0], True, kept)))
+        kept = circuit.gates([x.new_ones(samples, *c.output_shape) for c in circuit.feedforward])
+        for c, gate in zip(circuit.connections, kept):
+            ways.append((c.name, _arrivals(couplings(c, x)[0], True, gate != 0)))
             counts.couplings[c.name] = _total(ways[-1][1](x.new_ones(samples, *c.input_shape)))
         ring = [ways[-1] if circuit.has_feedback else None, *ways[1:len(layers)]]
         neuron = _Counting(circuit.neuron, counts, ring, _inputs(circuit, x, ways[0], counts), layers, self.watch)
@@ -178,9 +178,9 @@ class Recorder:
         counts = self.backward = Counts("backward", circuit.time_step_back, samples,
                                         [gradient.new_zeros(())] * len(layers), [0.0] * len(layers))
         masks, ways = [mask != 0 for mask in masks], []
-        for c, sends, receives in zip(circuit.connections, circuit.targets(masks), circuit.sources(None, masks)):
-            arriving, reached = couplings(c, gradient)
-            senders = c.gate(sends.to(gradient.dtype)) != 0
+        gates = circuit.gates([mask.to(gradient.dtype) for mask in masks])
+        for c, gate, receives in zip(circuit.connections, gates, circuit.sources(None, masks)):
+            (arriving, reached), senders = couplings(c, gradient), gate != 0
             if any(parameter.requires_grad for parameter in c.synapse.parameters()):
                 counts.products[c.name] = _total(arriving(gradient.new_ones(samples, *c.input_shape)) * senders)
             if c is not circuit.input:

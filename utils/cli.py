@@ -210,8 +210,8 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     kept = _kept(parser, found) if found else {}
     if args.new_readout:  # another run, of which the file says what the network is, and no more
         kept = {name: value for name, value in kept.items() if name not in parser.shared}
-    own = dataset_defaults.get({"dataset": dataset, **kept, **given}["dataset"], {})
-    args = Arguments({**vars(args), **own, **kept, **given})
+    parser.set_defaults(**dataset_defaults.get({"dataset": dataset, **kept, **given}["dataset"], {}))
+    args = Arguments({**vars(parser.parse_args(argv)), **kept, **given})
     _check(parser, args)
 
     changed = [name for name in sorted(given.keys() & kept) if kept[name] != given[name]]
@@ -270,7 +270,7 @@ def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
         value, switch, several = found.arguments[name], flag.nargs == 0, flag.nargs not in (None, 0, "?")
         kind = {int: int, float: (int, float), None: str, path: str}.get(flag.type, object)
         fits = value is None and not several or isinstance(value, list) == several and all(
-            isinstance(item, bool) if switch else isinstance(item, kind) and not isinstance(item, bool)
+            isinstance(item, int) if switch else isinstance(item, kind) and not isinstance(item, bool)
             for item in (value if several else [value]))
         if not fits or (flag.choices and value not in flag.choices):
             raise UserError(f"{found.path} holds {value!r} for {parser.spelling(name)}, which is no value of it in "
@@ -280,13 +280,13 @@ def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
 
 def _check(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse values out of range, by UserError, and by TypeError those that no checkpoint could hold."""
-    for name, flag in parser.flags.items():
-        value = getattr(args, name)
+    for name, value in vars(args).items():
         if not _plain(value):
             raise TypeError(f"{parser.spelling(name)} makes {value!r}, but a value of a flag has to be a number, a "
                             "text or a list of those, as it is stored in checkpoints")
-        if flag.must and value is not None:
-            words, holds = flag.must
+        must = getattr(parser.flags[name], "must", None)
+        if must and value is not None:
+            words, holds = must
             if not holds(value):
                 raise UserError(f"{parser.spelling(name)} must {words} {_show(value)}")
     for check in parser.checks:

@@ -30,7 +30,8 @@ def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
             x, rates = _points(phases["train"], place, kind)
             figures.draw_lines(panel, x, figures.by_layer(list(zip(*rates))), yscale="log" if rates else "linear",
                                title=f"{name}: {RATES[kind]}", ylabel="spikes per unit and step, if any")
-        figures.explain(axes[1 + number, 1])
+        for panel in [panel for panel in axes[1 + number] if panel.lines][-1:]:  # IDE has no backward rates
+            figures.explain(panel)
     axes[0, 0].set(title="Loss", ylabel="loss")
     axes[0, 1].set(title="Accuracy", ylabel="top-1 accuracy (%)")
     figures.explain(axes[0, 1])

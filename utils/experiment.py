@@ -105,7 +105,8 @@ class Experiment:
             check_data(run)
             return
         writes = world.leads and (args.report or not args.evaluate)
-        alone = alone_in(run.folder, contents="checkpoints", remedy="choose another with -c", wait=False)
+        alone = alone_in(run.folder, contents="a report" if args.evaluate else "checkpoints", wait=False,
+                         remedy="choose another with -c")
         with alone if writes else nullcontext():
             if args.evaluate:
                 say(f"test: {describe(training.evaluate(run))}")

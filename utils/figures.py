@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from utils.files import write_atomically
 from utils.pages import number
@@ -17,9 +16,12 @@ DIRECTIONS = ("forward", "backward")
 
 def new_figure(rows: int, columns: int, *, width: float, height: float, **settings: Any) -> tuple[Any, Any]:
     """A figure that no display is needed for, whatever backend is set, and its axes ``(rows, columns)``."""
-    with mock.patch.dict(os.environ):  # matplotlib cannot be imported where this names a backend which is absent
-        os.environ.pop("MPLBACKEND", None)
+    backend = os.environ.pop("MPLBACKEND", None)  # matplotlib cannot be imported where that names one which is absent
+    try:
         from matplotlib.figure import Figure  # takes a second to import, which only who draws need wait for
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **settings)

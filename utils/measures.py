@@ -63,12 +63,13 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
         return seen[-1][1]
 
     def count(module: nn.Linear, args: tuple, output: Tensor) -> None:
-        readout.append(output[0].numel() * module.in_features)
+        readout.append(output.numel() // len(inputs) * module.in_features)
 
     hooks = [network.register_forward_pre_hook(lambda module, args, named: (args, {**named, "keys": keys}),
                                                with_kwargs=True),
              network.register_forward_hook(cut),
-             *(m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear))]
+             *(m.register_forward_hook(count) for m in {*model.modules()} - {*network.modules()}
+               if isinstance(m, nn.Linear))]
     try:
         value = drive * loss(model(inputs), targets)
     finally:

@@ -26,12 +26,13 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) ->
     Raises:
         OSError: they could not be written.
     """
+    # JSON has no number that is not finite.
+    plain = (json.loads(json.dumps(row), parse_constant=lambda name: None) for row in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in plain).encode()
     with open(folder / NAME, "ab") as file:
         end = file.tell()
         try:
-            for row in rows:  # JSON has no number that is not finite
-                row = json.loads(json.dumps(row), parse_constant=lambda name: None)
-                file.write(json.dumps(row).encode() + b"\n")
+            file.write(lines)
             file.flush()
             if lasting:
                 os.fsync(file.fileno())

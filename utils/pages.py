@@ -77,7 +77,7 @@ def _percent(share: float) -> str:
 
 def _synapses(phase: str, own: Mapping[str, Any]) -> Iterable[list[Any]]:
     for name in own["couplings"] | own["products"]:
-        spikes, pairs = (own[kind].get(name, 0) for kind in ("operations", "couplings"))
+        spikes, pairs = (own[kind].get(name) for kind in ("operations", "couplings"))
         density = _percent(spikes / pairs / own["steps"]) if spikes else None
         yield [phase, f"`{name}`", spikes, density, own["products"].get(name, 0)]
 

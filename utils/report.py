@@ -18,8 +18,9 @@ from modules import FeedbackSNN, engines
 from modules.operations import Recorder
 from utils import curves, energy, figures, measures, pages
 from utils.files import write_atomically
-from utils.progress import follow, say
+from utils.progress import Progress, say
 
+STAGES = ("rates", "spikes", "equilibrium", "gradient", "page")
 RECORDED = 4  # samples of which every step is recorded, by the dense engine, which takes up to seconds for each
 
 
@@ -48,12 +49,12 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
     if not len(inputs) or samples < 1:
         raise ValueError("a report needs at least one sample")
     network, folder, batch = networks[0], Path(folder), batch or len(inputs)
-    inner = set(network.modules())
-    others = [m for m in model.modules() if m not in inner and list(m.parameters(recurse=False))]
+    others = [m for m in {*model.modules()} - {*network.modules()}
+              if list(m.parameters(recurse=False)) and not isinstance(m, nn.Linear)]
     device = next((p.device for p in model.parameters()), inputs.device)
     inputs, targets = inputs[:samples].to(device), targets[:samples].to(device)
     engine, tested = engines.select(network.engine, device), Recorder()
-    stages = follow(("rates", "spikes", "equilibrium", "gradient", "page"), label="report", total=5, unit="stage")
+    stages = _announced()
     with _as_it_was(model, device):
         next(stages)
         calls = []
@@ -82,7 +83,7 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
                         "time_step_back": network.time_step_back, "event_input": network.event_input,
                         "dropout": any(c.dropout is not None for c in training.circuit.connections),
                         "feedback": network.feedback is not None,
-                        "others": sorted({type(layer).__name__ for layer in others} - {"Linear"})},
+                        "others": sorted({type(layer).__name__ for layer in others})},
             "how": {"samples": len(inputs), "recorded": tested.forward.samples, "scale_factor": scale_factor,
                     "batch": batch, "engine": engine.name, "device": str(device)},
             "rates": measures.rates(inference, training, recording.backward),
@@ -101,6 +102,14 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
         next(stages, None)
     say(f"report: {folder / 'report.md'}")
     return results
+
+
+def _announced() -> Iterator[str]:
+    """The stages one by one, each with its name."""
+    progress = Progress(STAGES, label="report", total=len(STAGES), unit="stage")
+    for stage in progress:
+        progress.report(stage)
+        yield stage
 
 
 @contextlib.contextmanager

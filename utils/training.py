@@ -122,17 +122,17 @@ def train_on(batch: Sequence[Tensor], run: Run, learner: nn.Module, *, look: boo
     parts = list(zip(*(t.to(run.device, non_blocking=True).chunk(args.accumulate) for t in batch)))
     for number, (inputs, targets, keys) in enumerate(parts, start=1):
         statistics = SpikeStatistics()
-        try:
-            with learner.no_sync() if run.world.size > 1 and number < len(parts) else nullcontext():
-                logits = learner(inputs, statistics, keys=keys)
-                losses = F.cross_entropy(logits, targets, reduction="none")
-                loss = torch.where(keys >= 0, losses, 0).sum() / run.batch_size * args.scale_factor
-                run.watch.see_loss(loss, iteration)
-                if look:
-                    run.require_finite()
+        with learner.no_sync() if run.world.size > 1 and number < len(parts) else nullcontext():
+            logits = learner(inputs, statistics, keys=keys)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            loss = torch.where(keys >= 0, losses, 0).sum() / run.batch_size * args.scale_factor
+            run.watch.see_loss(loss, iteration)
+            if look:
+                run.require_finite()
+            try:
                 loss.backward()
-        except NotFiniteError as error:  # a gradient that overflowed after the loss, and would not be heard of again
-            raise run.overflow(str(error), iteration) from error
+            except NotFiniteError as error:  # a gradient that overflowed after the loss, which thresholds would hide
+                raise run.overflow(str(error), iteration) from error
         own = Meters.of(losses, logits, targets, statistics, counts=keys >= 0)
         state.meters += own
         state.window += own
