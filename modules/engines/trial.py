@@ -70,8 +70,10 @@ CASES = (
     Case("pooling, linear, no feedback, dropout", lambda: network(
         Conv2d(2, 6, 3), AvgPool2d(2, dropout=0.5), Linear(6 * 2 * 4, 30), neuron=IF(v_threshold=0.5),
         steps=(9, 9)), (2, 5, 9), (2, 2)),
-    Case("events, feedback of a layer to itself, more pixels than a block", lambda: network(
-        Conv2d(2, 3, 3), feedback=Conv2d(3, 3, 3), events=True, steps=(9, 4)), (2, 257, 5)),
+    Case("feedback of a layer to itself", lambda: network(
+        Conv2d(2, 3, 3), feedback=Conv2d(3, 3, 3), steps=(4, 3)), (2, 4, 5)),
+    Case("events, feedback, more pixels than a block, rows that fall silent", lambda: network(
+        Conv2d(2, 2, 3), Conv2d(2, 2, 1), feedback=Conv2d(2, 2, 3), events=True, steps=(9, 9)), (2, 257, 5), bits=3),
     Case("events, leaky neurons, no feedback, more pixels than a block", lambda: network(
         Conv2d(2, 3, 1), Conv2d(3, 8, 2, padding=0), events=True, neuron=LEAKY, steps=(9, 9)), (2, 33, 35)),
     Case("more channels than a block, feedback", lambda: network(
