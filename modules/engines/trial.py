@@ -61,12 +61,12 @@ def network(*synapses: Synapse, feedback: Synapse | None = None, steps: tuple[in
 
 LEAKY = LIF(v_threshold=0.25, leak=0.5)
 CASES = (
-    Case("feedback that spreads, stride 2, dropout, a smaller batch", lambda: network(
-        Conv2d(2, 5, 3, stride=2, dropout=0.5), Conv2d(5, 20, 3, stride=2, dropout=0.5),
-        feedback=ConvTranspose2d(20, 5, 3, stride=2, dropout=0.5), steps=(4, 5)), (2, 17, 19), (3, 2)),
     Case("leaky neurons, feedback through pooling", lambda: network(
         Conv2d(2, 6, 3, stride=2), ConvTranspose2d(6, 6, 2, stride=2, padding=0), feedback=AvgPool2d(2, dropout=0.5),
         neuron=LEAKY, steps=(4, 4)), (2, 15, 18), (2, 2), bits=2),
+    Case("feedback that spreads, stride 2, dropout, a smaller batch", lambda: network(
+        Conv2d(2, 5, 3, stride=2, dropout=0.5), Conv2d(5, 20, 3, stride=2, dropout=0.5),
+        feedback=ConvTranspose2d(20, 5, 3, stride=2, dropout=0.5), steps=(4, 5)), (2, 17, 19), (3, 2)),
     Case("pooling, linear, no feedback, dropout", lambda: network(
         Conv2d(2, 6, 3), AvgPool2d(2, dropout=0.5), Linear(6 * 2 * 4, 30), neuron=IF(v_threshold=0.5),
         steps=(9, 9)), (2, 5, 9), (2, 2)),
