@@ -1,0 +1,88 @@
+"""The table of results, from what finished runs left in their folders; and the keeping of that.
+
+    python -m benchmarks.results docs/results/*/                prints the table of docs/results/README.md
+    python -m benchmarks.results FOLDER --keep docs/results     copies there what the table is made of
+
+Runs that differ by their seed alone share a row: mean and standard deviation over them.
+"""
+import argparse
+import json
+import shutil
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import metrics
+from utils.logs import COLUMNS, LOG, PLOT, read_log
+from utils.pages import table
+
+PLACES = ("path", "checkpoint", "resume", "export")  # arguments that say where files lay, and nothing about the numbers
+HOW = {"-c", "-j", "--workers", "--save-every", "--manualSeed", *(f"--{name}" for name in PLACES)}
+ROWS = 1000  # of training that are kept of a run
+
+
+def keep(run: Path, target: Path) -> None:
+    """Copy log, curves, metrics (thinned) and arguments (without places) of a run into a folder of its name."""
+    folder = target / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (LOG, PLOT):
+        shutil.copyfile(run / name, folder / name)
+    rows = metrics.read(run)
+    every = -(-sum(row["phase"] == "train" for row in rows) // ROWS)
+    kept = [row for place, row in enumerate(rows) if row["phase"] == "test" or place % every == 0]
+    (folder / metrics.NAME).write_text("".join(json.dumps(row) + "\n" for row in kept))
+    how = json.loads((run / "args.json").read_text())
+    how["command"] = command(how["command"])
+    how["arguments"] = {name: value for name, value in how["arguments"].items() if name not in PLACES}
+    (folder / "args.json").write_text(json.dumps(how, indent=2) + "\n")
+
+
+def command(argv: Sequence[str]) -> list[str]:
+    """The command line of a run without what changes no number."""
+    script, *rest = argv
+    kept, skipping = [Path(script).name], False
+    for word in rest:
+        skipping = word.partition("=")[0] in HOW or skipping and not word.startswith("-")
+        kept += [] if skipping else [word]
+    return kept
+
+
+def results(folders: Sequence[Path]) -> str:
+    """The table, a row for each experiment."""
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for folder in folders:
+        how, log, rows = json.loads((folder / "args.json").read_text()), read_log(folder), metrics.read(folder)
+        accuracy = [row[COLUMNS.index("Valid Acc.")] for row in log]
+        seconds = [row["seconds"] for row in rows if "seconds" in row]
+        iterations = next(row["iteration"] for row in rows if row["phase"] == "test")  # of the first epoch
+        runs[" ".join(command(how["command"]))].append({
+            "seed": how["arguments"]["manualSeed"], "epochs": f"{len(log)} of {how['arguments']['epochs']}",
+            "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * iterations,
+            "how": f"{how['device']}, PyTorch {how['versions']['torch']}, commit {how['git']['commit'][:7]}"})
+    return table(["command", "seeds", "epochs", "last test accuracy (%)", "best", "training, seconds an epoch", "on"],
+                 [[f"`{name}`", _each(own, "seed"), _each(own, "epochs"), _spread(own, "last"), _spread(own, "best"),
+                   _spread(own, "time"), _each(own, "how")] for name, own in runs.items()])
+
+
+def _each(runs: Sequence[dict[str, Any]], kind: str) -> str:
+    """All that there are."""
+    return ", ".join(sorted({str(run[kind]) for run in runs}))
+
+
+def _spread(runs: Sequence[dict[str, Any]], kind: str) -> str:
+    """The mean, and the standard deviation of several."""
+    values = [run[kind] for run in runs]
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy there what the table is made of")
+    options = parser.parse_args()
+    for own in options.folders if options.keep else ():
+        keep(own, options.keep)
+    print(results(options.folders))

@@ -1,0 +1,76 @@
+"""The results that the repository claims, and the weights that it publishes."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import results
+from mnist_lenet import EXPERIMENT, MEAN, STD
+from tests.processes import BRIEF, REPOSITORY, succeed
+from utils import checkpoint
+from utils.network import load_network
+
+WEIGHTS = REPOSITORY / "checkpoints" / "mnist_lenet.pth.tar"
+
+
+def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
+    """Runs that differ by their seed share a row; what is kept of them makes the same table and names no place."""
+    runs = [tmp_path / f"run-{seed}" for seed in (1, 2)]
+    for seed, run in enumerate(runs, start=1):
+        succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--max-iters", 3, "--log-every", 1, "-c", run,
+                "--manualSeed", seed)
+        results.keep(run, tmp_path / "kept")
+    table = results.results(runs)
+    cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
+    assert cells[:3] == ["`mnist_lenet.py -t 6 -tb 8 --gpu-id -1 -d digits --max-iters 3 --log-every 1`", "1, 2",
+                         "1 of 16"]
+    last = [float((run / "log.txt").read_text().split()[-4]) for run in runs]
+    assert cells[3] == f"{np.mean(last):.2f} ± {np.std(last, ddof=1):.2f}"
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert results.results(kept) == table
+    assert not [file for folder in kept for file in folder.iterdir() if str(tmp_path).encode() in file.read_bytes()]
+
+
+def test_many_rows_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations are all kept."""
+    run = tmp_path / "run"
+    succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--max-iters", 9, "--log-every", 1, "-c", run)
+    monkeypatch.setattr(results, "ROWS", 3)
+    results.keep(run, tmp_path / "kept")
+    rows = results.metrics.read(tmp_path / "kept" / "run")
+    assert [row["iteration"] for row in rows if row["phase"] == "train"] == [1, 4, 7] and len(rows) == 4
+
+
+def test_every_result_of_the_readme_stands_in_docs() -> None:
+    """The table of docs/results/README.md is what its files say."""
+    folders = sorted(path.parent for path in (REPOSITORY / "docs" / "results").glob("*/args.json"))
+    assert folders
+    page = (REPOSITORY / "docs" / "results" / "README.md").read_text()
+    assert results.results(folders) in page
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    args = EXPERIMENT.arguments(["--resume", str(WEIGHTS), "--evaluate"])
+    model = EXPERIMENT.build_model(args)
+    load_network(model, checkpoint.load(WEIGHTS).contents, WEIGHTS)
+    return model.eval()
+
+
+def test_the_published_weights_read_digits(network: torch.nn.Module) -> None:
+    """100 images of MNIST's test set, ten of each class, that the tests hold themselves."""
+    contents = torch.load(WEIGHTS, weights_only=True)
+    assert WEIGHTS.stat().st_size < 3e6 and "optimizer" not in contents
+    held = np.load(REPOSITORY / "tests" / "mnist.npz")
+    images = (torch.from_numpy(held["images"])[:, None] / 255 - MEAN[0]) / STD[0]
+    with torch.no_grad():
+        found = network(images).argmax(1)
+    assert (found == torch.from_numpy(held["labels"])).sum() >= 98
+
+
+def test_the_published_weights_can_be_fine_tuned(tmp_path: Path) -> None:
+    """On scikit-learn's digits, with a readout that starts anew, they learn in an epoch what takes others several."""
+    succeed("mnist_lenet.py", "-d", "digits", "--resume", WEIGHTS, "--new-readout", "--max-iters", 45, "--lr", 0.02,
+            "-c", tmp_path / "run", "--manualSeed", 1, "--gpu-id", -1)
+    assert float((tmp_path / "run" / "log.txt").read_text().split()[-4]) > 90
