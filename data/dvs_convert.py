@@ -1,13 +1,14 @@
 """From the recordings of CIFAR10-DVS to frames in a folder of their own, one file for each recording, on all cores."""
-import multiprocessing
+import json
 import os
+import pickle
+import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import ModuleType
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -21,8 +22,11 @@ from utils.progress import follow
 
 def cache_folder(root: str | Path, *, frames: int, transform: str, size: int = 48,
                  cache: str | Path | None = None) -> Path:
-    """Where frames made with these settings are kept, in ``cache`` or in the folder of the dataset; a UserError where
-    there is no such transform, or ``frames`` or ``size`` is not positive."""
+    """Where frames made with these settings are kept: in ``cache``, or else in the folder of the dataset.
+
+    Raises:
+        UserError: there is no such transform, or ``frames`` or ``size`` is not positive.
+    """
     if transform not in TRANSFORMS:
         raise UserError(f"there is no frame transform {transform!r}: choose one of {', '.join(TRANSFORMS)}")
     if frames < 1 or size < 1:
@@ -38,10 +42,13 @@ def cached(folder: Path) -> dict[Key, Path]:
 
 def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, cache: str | Path | None = None,
             workers: int | None = None) -> None:
-    """Make the frames of every recording below ``root`` that has none yet, in ``workers`` processes, one for each core.
+    """Make the frames of every recording below ``root`` that has none yet, in parallel.
 
     However it ends, a file of frames is whole or not there; the next call goes on with those that are not there.
-    Arguments as for :class:`data.cifar10_dvs.CIFAR10DVS`.
+
+    Args:
+        root, frames, transform, size, cache: as for :class:`data.cifar10_dvs.CIFAR10DVS`.
+        workers: processes, by default one for each core.
 
     Raises:
         UserError: a recording or zip is damaged, or has too few events, or frames cannot be written; what is converted
@@ -70,46 +77,62 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
 
 
 def _on_all_cores(jobs: list[tuple[Recording, Path]], settings: tuple[int, str, int], number: int) -> Iterator[None]:
-    """Convert in several processes; an item is yielded for each job that is done.
+    """Convert in several processes, each of which takes an equal share; an item is yielded for each job that is done.
 
-    They are new processes: a forked one may hang on what a thread of this one held.
+    They are processes of this file, not copies of the one that asks: they neither run the user's script again, which
+    need not be prepared for that, nor inherit its threads, with which a forked copy may hang.
     """
-    pool = ProcessPoolExecutor(min(number, len(jobs)), multiprocessing.get_context("spawn"), initializer=_begin)
-    try:
-        with _without_script():
-            results = [pool.submit(_convert_one, *job, *settings) for job in jobs]
-        for result in as_completed(results):
-            yield result.result()
-    except OSError as error:
-        raise UserError(str(error)) from error
-    except BrokenProcessPool as error:
-        raise UserError("a process that converts recordings ended suddenly: see to the memory of this machine, and run "
-                        "again to go on with the rest") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    shares = [jobs[first::number] for first in range(min(number, len(jobs)))]
+    code = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    workers: list[subprocess.Popen] = []
+    reading, writing = os.pipe()
+    with open(reading) as answers, open(writing, "wb") as end:
+        try:
+            for share in shares:
+                with TemporaryFile() as task:
+                    pickle.dump((share, *settings), task)
+                    task.seek(0)
+                    workers.append(subprocess.Popen([sys.executable, "-P", "-m", "data.dvs_convert"], stdin=task,
+                                                    stdout=end, env={**os.environ, "PYTHONPATH": code}))
+            end.close()
+            for line in answers:
+                if answer := json.loads(line):
+                    mistake, text = answer
+                    raise UserError(text) if mistake else RuntimeError(text)
+                yield
+            for status in (worker.wait() for worker in workers):
+                if status:
+                    raise UserError(f"a process that converts recordings ended with status {status}: see to the memory "
+                                    f"of this machine, and run again to go on with the rest")
+        finally:
+            for worker in workers:
+                worker.terminate()
+                worker.wait()
 
 
-@contextmanager
-def _without_script() -> Iterator[None]:
-    """Hide the user's script from processes that are started: they would run it, and it need not be made for that."""
-    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
-def _begin() -> None:
-    """Make this process end with the one that started it, which may be gone already."""
+def _work() -> None:
+    """Be one of several workers: take a share of recordings from the standard input, report to the output."""
     follow_parent()
-    if not multiprocessing.parent_process().is_alive():
-        os._exit(1)
+    try:
+        jobs, frames, transform, size = pickle.load(sys.stdin.buffer)
+        if transform not in TRANSFORMS:
+            raise UserError(f"the frame transform {transform!r} is unknown to the processes that convert recordings: "
+                            f"define it in data/frames.py")
+        for recording, target in jobs:
+            _convert_one(recording, target, frames=frames, transform=transform, size=size)
+            _answer(None)
+    except (UserError, OSError) as error:
+        _answer((True, str(error)))
+    except Exception:  # a fault of the code, a transform's for one: who asked gets its traceback
+        _answer((False, traceback.format_exc()))
 
 
-def _convert_one(recording: Recording, target: Path, frames: int, transform: str, size: int) -> None:
-    if transform not in TRANSFORMS:
-        raise UserError(f"the frame transform {transform!r} is unknown to the processes that convert recordings: "
-                        f"define it in data/frames.py")
+def _answer(answer: tuple[bool, str] | None) -> None:
+    """Tell who asked that a recording is done, or why none will be: whether by a user's mistake, and words."""
+    os.write(1, json.dumps(answer).encode() + b"\n")
+
+
+def _convert_one(recording: Recording, target: Path, *, frames: int, transform: str, size: int) -> None:
     events = recording.read()
     try:
         counts = events_to_frames(events, frames)
@@ -117,3 +140,7 @@ def _convert_one(recording: Recording, target: Path, frames: int, transform: str
         raise UserError(f"{recording}: {error}") from error
     with replacing(target) as file:
         np.save(file, TRANSFORMS[transform](counts, size))
+
+
+if __name__ == "__main__":
+    _work()

@@ -25,6 +25,7 @@ class Connection:
     bias: Tensor | None
     further: tuple[Tensor, ...] = ()  # other parameters
     dropout: Tensor | None = None  # mask of 0 and 1/(1-p) on the current, (batch, *output_shape)
+    dropout_scale: float = 1.0  # what it holds where it is not 0; 1 without a mask
     input_shape: Shape  # of spikes, without the batch dimension
     output_shape: Shape  # of the current
 
@@ -32,11 +33,6 @@ class Connection:
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Weight, bias and further parameters."""
         return self.weight, self.bias, *self.further
-
-    @property
-    def dropout_scale(self) -> float:
-        """What the mask multiplies with where it is not 0; 1 without a mask."""
-        return 1.0 if self.dropout is None else 1 / (1 - self.synapse.dropout)
 
     def current(self, spikes: Tensor, samples: slice = slice(None)) -> Tensor:
         """``dropout * (W s + b)``, the bias included as it is part of the current; for all samples, or some."""

@@ -121,7 +121,8 @@ class FeedbackSNN(nn.Module):
             weight, bias, *further = synapse.read()
             mask = dropout_mask(keys, target, p=p, stream=stream, dtype=x.dtype) if p else None
             connections.append(Connection(name=name, synapse=synapse, weight=weight, bias=bias, further=tuple(further),
-                                          dropout=mask, input_shape=source, output_shape=target))
+                                          dropout=mask, dropout_scale=1 / (1 - p), input_shape=source,
+                                          output_shape=target))
         return Circuit(connections=tuple(connections), has_feedback=self.feedback is not None, neuron=self.neuron,
                        couple=self.couple, time_step=self.time_step, time_step_back=self.time_step_back,
                        tolerance=self.tolerance, max_sweeps=self.max_sweeps, event_input=self.event_input), x

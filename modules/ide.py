@@ -28,7 +28,7 @@ class IDE(ImplicitGradient):
         gates = circuit.gates([mask / circuit.neuron.quantum for mask in masks])
         betas = best = sweep(circuit, gradient, gates)
         sweeps, least, residual = 1, torch.inf, torch.inf if circuit.has_feedback else 0.0
-        while residual > circuit.tolerance and sweeps < circuit.max_sweeps:
+        while not residual <= circuit.tolerance and sweeps < circuit.max_sweeps:
             for _ in range(min(INTERVAL.get(gradient.device.type, 1), circuit.max_sweeps - sweeps)):
                 before, betas = betas, sweep(circuit, gradient, gates, betas[0])
                 sweeps += 1
@@ -38,7 +38,7 @@ class IDE(ImplicitGradient):
                 break
             if change <= least:
                 best, least, residual = betas, change, change / size if size else 0.0
-        if residual > circuit.tolerance:
+        if not residual <= circuit.tolerance:  # NaN, which norms that overflow make, included
             warn_once("ide", sentence=
                       f"the implicit gradient did not converge: after {sweeps} sweeps the least change of one was "
                       f"{residual:.2g} of its size, not {circuit.tolerance:g}, and that iterate is used; restrict the "

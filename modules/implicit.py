@@ -125,8 +125,10 @@ def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
     if error.device.type == "cpu" and not error.any():  # no spike came so far; a GPU would have to be waited for
         return [torch.zeros_like(t) if want else None for t, want in zip(connection.tensors, wanted)]
     weight, bias, *further = connection.tensors
-    found = connection.synapse.parameter_gradients(source, weight, bias, error, wanted, *further)
-    return [*found, *[None] * (len(wanted) - len(found))]
+    found = connection.synapse.parameter_gradients(source, weight, bias, error, wanted[:2])
+    if any(wanted[2:]):
+        return [*found, *connection.synapse.further_gradients(source, weight, bias, error, further)]
+    return [*found, *[None] * len(further)]
 
 
 def _doubt(tensors: dict[str, Tensor | None]) -> Tensor | None:

@@ -105,26 +105,31 @@ class Synapse(nn.Module, ABC):
         return None
 
     def parameter_gradients(self, source: Tensor, weight: Tensor | None, bias: Tensor | None, error: Tensor,
-                            wanted: tuple[bool, ...], *further: Tensor) -> tuple[Tensor | None, ...]:
+                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         """Gradients for weight and bias, the outer products ``error (x) source`` and ``error (x) 1``, over the batch.
 
         Args:
             source: pre-synaptic firing rates ``(batch, *input_shape)``.
             error: gradient for the current, ``(batch, *output_shape)``.
-            wanted: which of weight, bias and ``further``, the synapse's other parameters, to differentiate for.
-
-        Returns:
-            A gradient for each, or None; the last ones may be left out if they are None.
+            wanted: which of the two to compute; the other comes back as None.
         """
         if not any(wanted):
-            return (None,) * len(wanted)
+            return None, None
         leaves = [t if t is None else t.detach().requires_grad_(want) for t, want in zip((weight, bias), wanted)]
         with torch.enable_grad():
             current = self.current(source, *leaves, tuple(error.shape[1:]))
-        asked = [t for t, want in zip((*leaves, *further), wanted) if want]
-        found = iter(torch.autograd.grad(current, asked, error, allow_unused=True) if current.requires_grad
-                     else [None] * len(asked))
+        found = iter(torch.autograd.grad(current, [t for t, want in zip(leaves, wanted) if want], error))
         return tuple(next(found) if want else None for want in wanted)
+
+    def further_gradients(self, source: Tensor, weight: Tensor | None, bias: Tensor | None, error: Tensor,
+                          further: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """Gradients for other parameters of the synapse, None for one that ``current`` does not use; as above."""
+        wanted = [parameter for parameter in further if parameter.requires_grad]
+        with torch.enable_grad():
+            current = self.current(source, weight, bias, tuple(error.shape[1:]))
+        found = iter(torch.autograd.grad(current, wanted, error, allow_unused=True)
+                     if current.requires_grad else [None] * len(wanted))
+        return tuple(next(found) if parameter.requires_grad else None for parameter in further)
 
     def read(self) -> tuple[Tensor | None, ...]:
         """Weight, bias and further parameters as a simulation takes them.
@@ -244,7 +249,7 @@ class _Convolution(_Sliding):
         return self._window(spreads=self.spreads, weight=weight.permute(2, 3, *((0, 1) if self.spreads else (1, 0))))
 
     def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
-                            wanted: tuple[bool, ...], *further: Tensor) -> tuple[Tensor | None, ...]:
+                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         # The weight of a transposed one is that of a convolution from target to source: ``<W^T s, d> = <s, W d>``.
         image, places = (error, source) if self.spreads else (source, error)
         return (conv2d_weight(image, weight.shape, places, self.stride, self.padding) if wanted[0] else None,
@@ -354,7 +359,7 @@ class Linear(Synapse):
         return Window(kernel=source[1:], weight=weight.reshape(-1, *source).permute(2, 3, 1, 0))
 
     def parameter_gradients(self, source: Tensor, weight: Tensor, bias: Tensor | None, error: Tensor,
-                            wanted: tuple[bool, ...], *further: Tensor) -> tuple[Tensor | None, ...]:
+                            wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         return error.T @ source.flatten(1) if wanted[0] else None, error.sum(0) if wanted[1] else None
 
     def extra_repr(self) -> str:

@@ -152,6 +152,43 @@ def test_further_parameters_get_their_gradient(engine, method) -> None:
     assert net.layers[0].gain.grad is None
 
 
+def test_an_own_product_for_the_weight_leaves_the_gain_its_gradient() -> None:
+    """A faster ``parameter_gradients`` of weight and bias is no reason to forget further parameters."""
+    class Faster(synapses.Synapse):
+        output_shape, current, window = Gained.output_shape, Gained.current, Gained.window
+
+        def parameter_gradients(self, source, weight, bias, error, wanted):
+            return super().parameter_gradients(source, weight, bias, error, wanted)
+
+    plain = network("dense", layers=[Gained(4, 6)]).double()
+    faster = copy.deepcopy(plain)
+    faster.layers[0].__class__ = Faster
+    for found, expected in zip(outcome_of(faster), outcome_of(plain), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_current_that_autograd_does_not_see_is_no_silence() -> None:
+    """Its weight would never learn."""
+    class CutOff(synapses.Synapse):
+        output_shape, window = Gained.output_shape, Gained.window
+        current = torch.no_grad()(Gained.current)
+
+    net = network("dense", layers=[Gained(4, 6)]).double()
+    net.layers[0].gain.requires_grad_(False)
+    net.layers[0].__class__ = CutOff
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        net(images().double()).sum().backward()
+
+
+def test_dropout_that_changes_before_the_backward_pass() -> None:
+    """What a call holds fixed is fixed: its mask, and what that multiplies with."""
+    net = network("event", layers=[synapses.Conv2d(4, 6, 3, dropout=0.5)])
+    circuit, _ = net.bind(images())
+    net.layers[0].dropout = 0.25
+    connection = circuit.connections[1]
+    assert connection.dropout_scale == connection.dropout.max() == 2
+
+
 def outcome_of(net: FeedbackSNN) -> list[Tensor]:
     net.zero_grad()
     rates = net(images().double())

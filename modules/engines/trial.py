@@ -183,9 +183,12 @@ def _proof(engine: Engine, device: torch.device) -> tuple[Path, str]:
     import triton  # only engines that need it have a proof
 
     sources = sorted(Path(engines.__file__).parents[1].rglob("*.py"))
-    driver = Path("/proc/driver/nvidia/version")  # PyTorch does not ask for its version
+    try:
+        driver = Path("/proc/driver/nvidia/version").read_text()  # PyTorch does not ask for its version
+    except OSError:
+        driver = None
     content = json.dumps({
-        "engine": engine.name, "device": _name(device), "driver": driver.read_text() if driver.exists() else None,
+        "engine": engine.name, "device": _name(device), "driver": driver,
         "capability": torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
         "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda,
         "sources": hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()}, indent=1)
