@@ -160,8 +160,8 @@ class Recorder:
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
         """See :class:`modules.engines.Engine`."""
         samples, layers = x.shape[int(circuit.event_input)], range(len(circuit.feedforward))
-        counts = self.forward = Counts("forward", circuit.time_step, samples, [x.new_zeros(())] * len(layers),
-                                       [0.0] * len(layers))
+        counts = self.forward = Counts("forward", circuit.time_step, samples,
+                                       [torch.zeros((), device=x.device)] * len(layers), [0.0] * len(layers))
         ways = []
         kept = circuit.gates([x.new_ones(samples, *c.output_shape) for c in circuit.feedforward])
         for c, gate in zip(circuit.connections, kept):
@@ -176,7 +176,8 @@ class Recorder:
         """See :class:`modules.engines.Engine`."""
         samples, layers = len(gradient), range(len(masks))
         counts = self.backward = Counts("backward", circuit.time_step_back, samples,
-                                        [gradient.new_zeros(())] * len(layers), [0.0] * len(layers))
+                                        [torch.zeros((), device=gradient.device)] * len(layers),
+                                        [0.0] * len(layers))
         masks, ways = [mask != 0 for mask in masks], []
         gates = circuit.gates([mask.to(gradient.dtype) for mask in masks])
         for c, gate, receives in zip(circuit.connections, gates, circuit.sources(None, masks)):
