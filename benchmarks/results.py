@@ -20,11 +20,11 @@ from utils.pages import table
 
 PLACES = ("path", "checkpoint", "resume", "export")  # arguments that say where files lay, and nothing about the numbers
 HOW = {"-c", "-j", "--workers", "--save-every", "--manualSeed", *(f"--{name}" for name in PLACES)}
-ROWS = 1000  # of training that are kept of a run
+ROWS = 300  # of training that are kept of a run
 
 
 def keep(run: Path, target: Path) -> None:
-    """Copy log, curves, metrics (thinned) and arguments (without places) of a run into a folder of its name."""
+    """Copy log, curves, metrics (thinned, to five digits) and arguments without places into a folder of its name."""
     folder = target / run.name
     folder.mkdir(parents=True, exist_ok=True)
     for name in (LOG, PLOT):
@@ -32,7 +32,8 @@ def keep(run: Path, target: Path) -> None:
     rows = metrics.read(run)
     every = -(-sum(row["phase"] == "train" for row in rows) // ROWS)
     kept = [row for place, row in enumerate(rows) if row["phase"] == "test" or place % every == 0]
-    (folder / metrics.NAME).write_text("".join(json.dumps(row) + "\n" for row in kept))
+    short = (json.loads(json.dumps(row), parse_float=lambda text: float(f"{float(text):.5g}")) for row in kept)
+    (folder / metrics.NAME).write_text("".join(json.dumps(row) + "\n" for row in short))
     how = json.loads((run / "args.json").read_text())
     how["command"] = command(how["command"])
     how["arguments"] = {name: value for name, value in how["arguments"].items() if name not in PLACES}
