@@ -24,7 +24,7 @@ from utils.signals import Stopped
 
 # Iterations between looks at whether all is finite: each look waits for the device, which on a CPU costs nothing.
 FINITE_INTERVAL = {"cpu": 1, "cuda": 50}
-SATURATED_SHARE = 0.01  # of the output units; from here on the gradient error shows (README, "Results, engines, gradients")
+SATURATED_SHARE = 0.01  # of the output units; from here on the gradient error shows
 
 
 def fit(run: Run) -> None:
