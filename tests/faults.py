@@ -127,7 +127,7 @@ EVENT = {
     "stale lists": ("if not spikes_in_row(state, source, window.row):\n            continue  # its",
                     "if False:\n            continue  # its"),
     "lists of the wrong step": ("step - (source_layer >= layer)", "step"),
-    "wrong tap": ("list_ + end, column.shift + window.shift", "list_ + end, column.shift"),
+    "wrong tap": ("ROOM) + (column.shift + window.shift)", "ROOM) + column.shift"),
     "pooling adds down spikes": ("amount if i < V.middle else -amount", "amount"),
     "a step after one beyond a threshold forgotten, chain": ("left |= (ONE << np.uint64(step + 1)) & every", "pass"),
     "units beyond a threshold forgotten, chain": ("left |= ONE  # from before", "pass"),

@@ -16,36 +16,22 @@ from torch import Tensor
 
 
 class Arriving(NamedTuple):
-    """The spikes that arrive at a layer.
+    """The spikes that arrive at a layer."""
 
-    Attributes:
-        spikes: of the source.
-        heard: of each sample, the step of the last spike that the source sent, from 1 on, 0 for none; None to form all
-            products, whether spikes arrive or not.
-        height, width, channels: of the source.
-    """
-
-    spikes: Tensor
-    heard: Tensor | None
-    height: int
+    spikes: Tensor  # of the source
+    heard: Tensor | None  # of each sample, the step of its last spike, from 1 on, 0 for none; None to form all products
+    height: int  # of the source
     width: int
     channels: int
 
 
 class Synapse(NamedTuple):
-    """What the spikes are multiplied with.
+    """What the spikes are multiplied with."""
 
-    Attributes:
-        weight: ``(tap, target channel, source channel)``, as tensor cores take float32 only so; None for a pooling.
-        rest: a second term of the weight, or None.
-        scale: the weight of each tap of a pooling.
-        bias: of each target channel, or None.
-    """
-
-    weight: Tensor | None
-    rest: Tensor | None
-    scale: float
-    bias: Tensor | None
+    weight: Tensor | None  # (tap, target, source channel), as tensor cores take float32 only so; None for a pooling
+    rest: Tensor | None  # a second term of the weight
+    scale: float  # the weight of each tap of a pooling
+    bias: Tensor | None  # of each target channel
 
 
 class Window(NamedTuple):
@@ -59,50 +45,42 @@ class Window(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The layer that is computed; ``pixels``: of all samples, ``samples * height * width``."""
+    """The layer that is computed."""
 
-    pixels: int
+    pixels: int  # of all samples, samples * height * width
     height: int
     width: int
     channels: int
 
 
 class Tile(NamedTuple):
-    """Constants: how many target pixels and channels one block computes, how many source channels it multiplies at
-    once, and the precision of products of float32."""
+    """Constants of a block."""
 
-    pixels: int
+    pixels: int  # how many of the target it computes
     channels: int
-    source: int = 0
-    precision: str = "ieee"
+    source: int = 0  # how many source channels it multiplies at once
+    precision: str = "ieee"  # of products of float32
 
 
 class Neurons(NamedTuple):
-    """The neurons of a layer.
-
-    Attributes:
-        potentials, traces: of each unit; counts: likewise, or None to count no spikes.
-        fired: of the layer, the number of spikes so far, int64.
-        upper, lower, quantum, leak: see ``Ring``.
-    """
+    """The neurons of a layer."""
 
     potentials: Tensor
     traces: Tensor
-    counts: Tensor | None
-    fired: Tensor
-    upper: float
+    counts: Tensor | None  # of the spikes of each unit, or None to count none
+    fired: Tensor  # of the layer, the number of spikes so far, int64
+    upper: float  # see Ring, as for the next three
     lower: float
     quantum: float
     leak: float
 
 
 class Sending(NamedTuple):
-    """Where spikes go: those of units whose ``gate`` is 1 to ``spikes``, None if nobody listens; and the step to
-    ``said``, which the next layer takes as ``Arriving.heard``, or None."""
+    """Where spikes go."""
 
-    spikes: Tensor | None
+    spikes: Tensor | None  # those of units whose gate is 1; None if nobody listens
     gate: Tensor
-    said: Tensor | None
+    said: Tensor | None  # the step, for each sample that sends, which the next layer takes as Arriving.heard
 
 
 def constant(group: Window | Tile) -> Window | Tile:

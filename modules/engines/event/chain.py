@@ -76,10 +76,9 @@ def _steps_of(width, together):
 
     @jit(inline=True)
     def gather(plan, desk, L, S, x, y, channel, lane):
-        """Add up what the lists of the layer before bring to a pixel, and return in which steps something arrives.
+        """Add up what the lists of the layer before, ``S``, bring to a pixel; return in which steps something arrives.
 
-        Args:
-            L, S: the layer and the one before; channel: the first of the block; lane: the first of the pixel.
+        ``channel``: the first of the block; ``lane``: the first of the pixel.
         """
         steps, weights = np.uint64(0), L.weights + channel * L.weight_rows
         column = plan.column_windows[L.window_columns + x]
@@ -217,10 +216,8 @@ def simulate(plan, state, desk, places, turns, steps, limits, weights, current, 
         listens = layer > 0 and not (place == places[0] and product.size)
         outside, frame, stride = current, -1, 0
         if layer == 0:
-            frame = sample * size
-            if frames > 1:
-                stride = plan.batch * size
-                frame += (begin - steps[0]) * stride
+            stride = plan.batch * size if frames > 1 else 0
+            frame = sample * size + (begin - steps[0]) * stride
         elif not listens:
             outside, frame, stride = product, 0, size
         elif not L.pool:

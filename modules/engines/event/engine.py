@@ -15,20 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modules.engines.event import compiled, costs
-from modules.engines.event.layout import (
-    STEPS,
-    Desk,
-    Plan,
-    Scratch,
-    State,
-    image_of,
-    lay_out,
-    layers_of,
-    to_layer,
-    to_pixels,
-)
-from modules.engines.event.team import Team, chunks
+from modules.engines.event import compiled, costs, layout
+from modules.engines.event.layout import image_of, lay_out, layers_of, to_layer, to_pixels
+from modules.engines.event.team import Share, chunks, team
 from modules.engines.ring import Outcome, Ring, RingEngine
 
 # Least and most steps between two looks at which layers want a dense product: the first ones follow a guess.
@@ -50,85 +39,72 @@ class EventEngine(RingEngine):
 
     def simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
         """See :class:`modules.engines.ring.RingEngine`."""
-        batch = len(ring.gates[0])
         plan = lay_out(ring, like)
-        state = State.at_rest(ring, plan, steps, counts)
+        state = layout.State.at_rest(ring, plan, steps, counts)
         weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.traces.dtype)
         course = (Loop if ring.closed else Chain)(ring, plan, state, weights)
         step = 0
-        with Team(course.room) as team:
+        with team(partial(course.tools.of, ring, plan)) as share:
             for current in currents:
-                static = len(current) == 1 and step == 0
                 pixels = to_pixels(current.flatten(0, 1), plan.layers[0]).unflatten(0, current.shape[:2])
-                after = steps if static else step + len(current)
-                course.go(team, range(step, after), pixels)
+                after = steps if len(current) == 1 and step == 0 else step + len(current)
+                course.go(share, range(step, after), pixels)
                 step = after
         traces = layers_of(ring, plan, state.traces, like)
         numbers = layers_of(ring, plan, state.counts, like) if counts else traces
-        fired = torch.from_numpy(state.fired.reshape(batch, len(ring.shapes)).sum(0)).double()
+        fired = torch.from_numpy(state.fired.reshape(plan.batch, -1).sum(0)).double()
         return Outcome(traces=traces, counts=numbers, fired=fired)
 
 
 @dataclass
 class Course:
-    """The course of one simulation.
-
-    Attributes:
-        weights: of the spikes of each step in the traces.
-    """
+    """The course of one simulation."""
 
     ring: Ring
-    plan: Plan
-    state: State
-    weights: np.ndarray
+    plan: layout.Plan
+    state: layout.State
+    weights: np.ndarray  # of the spikes of each step in the traces
 
 
 @dataclass
 class Loop(Course):
-    """A closed ring: all layers take a step, then the next one.
+    """A closed ring: all layers take a step, then the next one."""
 
-    Attributes:
-        products: the layers that get a dense product; together: samples that take a step together.
-        sent: spikes of each layer so far.
-    """
+    tools = layout.Scratch
+    products: frozenset[int] = frozenset()  # the layers that get a dense product
+    together: int = 1  # samples that take a step together
+    sent: np.ndarray | int = 0  # spikes of each layer so far
 
-    products: frozenset[int] = frozenset()
-    together: int = 1
-    sent: np.ndarray | int = 0
-
-    def room(self) -> Scratch:
-        """What a thread needs."""
-        return Scratch.of(self.ring, self.plan, min(self.plan.batch, costs.TOGETHER))
-
-    def go(self, team: Team, steps: range, current: Tensor) -> None:
+    def go(self, share: Share, steps: range, current: Tensor) -> None:
         """Simulate some steps; ``current`` is ``(frames, batch, height, width, padded channels)`` into the first layer,
         one frame for each step or one for all."""
         batch, step = self.plan.batch, steps.start
         while step < steps.stop:
             after = min(steps.stop, step + min(max(step, FIRST_SEGMENT), SEGMENT))
             own = current if len(current) == 1 else current[step - steps.start:after - steps.start]
-            team.share(partial(self._advance, steps=range(step, after), current=own),
-                       chunks(batch, costs.TOGETHER if self.products else self.together))
+            share(partial(self._advance, steps=range(step, after), current=own),
+                  chunks(batch, costs.TOGETHER if self.products else self.together))
             total = self.state.sent.reshape(batch, -1).sum(0)
             mean = (total - self.sent) / (after - step) / batch
             self.products, self.together = costs.dense_layers(self.ring, mean), costs.companions(self.ring, mean)
             step, self.sent = after, total
 
-    def _advance(self, tools: Scratch, samples: range, *, steps: range, current: Tensor) -> None:
+    def _advance(self, own: layout.Scratch, samples: range, *, steps: range, current: Tensor) -> None:
         """Advance all layers of some samples by some steps: by one after another, where a layer gets a product."""
-        plan, starts, own = self.plan, sorted({0, *self.products}), slice(samples.start, samples.stop)
+        plan, starts = self.plan, sorted({0, *self.products})
         writes = sum(1 << layer - 1 for layer in self.products if layer)
         for part in [range(step, step + 1) for step in steps] if self.products else [steps]:
             frames = current if len(current) == 1 else current[part.start - steps.start:part.stop - steps.start]
             for first, after in zip(starts, [*starts[1:], len(plan.layers)]):
                 outside, held = frames, range(plan.batch)
                 if first in self.products:
-                    spikes = self._spikes(samples, first, part.start)
-                    outside, held = to_pixels(self.ring.products[first](spikes, own), plan.layers[first])[None], samples
+                    chosen = slice(samples.start, samples.stop)
+                    product = self.ring.products[first](self._spikes(samples, first, part.start), chosen)
+                    outside, held = to_pixels(product, plan.layers[first])[None], samples
                     if first == 0:
-                        outside = frames[:, own] + outside
+                        outside = frames[:, chosen] + outside
                 compiled.load("kernels").simulate(
-                    plan, self.state, tools, (samples.start, samples.stop), self.together, (first, after),
+                    plan, self.state, own, (samples.start, samples.stop), self.together, (first, after),
                     (part.start, part.stop), self.weights, outside.view(-1).numpy(), len(outside),
                     (held.start, len(held)), first in self.products, writes)
 
@@ -151,19 +127,17 @@ class Loop(Course):
 class Chain(Course):
     """A ring that is not closed: a layer takes some steps at once, then the next layer does."""
 
-    def room(self) -> Desk:
-        """What a thread needs."""
-        return Desk.of(self.plan)
+    tools = layout.Desk
 
-    def go(self, team: Team, steps: range, current: Tensor) -> None:
+    def go(self, share: Share, steps: range, current: Tensor) -> None:
         """As :meth:`Loop.go`."""
         limits = np.array([np.inf if route is None else costs.break_even(route) for route in self.ring.routes])
-        team.share(partial(self._advance, steps=steps, current=current, limits=limits), chunks(self.plan.batch, 1))
+        share(partial(self._advance, steps=steps, current=current, limits=limits), chunks(self.plan.batch, 1))
 
-    def _advance(self, own: Desk, samples: range, *, steps: range, current: Tensor, limits: np.ndarray) -> None:
+    def _advance(self, own: layout.Desk, samples: range, *, steps: range, current: Tensor, limits: np.ndarray) -> None:
         """Advance all layers of some samples by some steps, one sample after another."""
         chain, plan, layers = compiled.load("chain"), self.plan, len(self.plan.layers)
-        turns = -(-len(steps) // STEPS)
+        turns = -(-len(steps) // layout.STEPS)
         length = -(-len(steps) // turns)
         place, end = samples.start * turns * layers, samples.stop * turns * layers
         outside, product = current.view(-1).numpy(), current.new_empty(0)

@@ -1,9 +1,5 @@
-"""The compiled loops of the event engine: list what arrives, add its rows of weights, integrate, fire, reset, send.
-
-Layers form a ring in the order of simulation, and the same loops run both phases. A forward ring is layer 0 to N-1,
-closed by the feedback synapse; a backward ring is layer N-1 to 0, closed by the transpose of the feedback synapse.
-A layer takes the spikes that the layer before it on the ring fired in this step; the first one takes those that the
-last one fired in the step before, and a current from outside.
+"""The compiled loops of closed rings, forward and backward (see :mod:`modules.engines.ring`): list what arrives, add
+its rows of weights, integrate, fire, reset, send.
 
 Spikes of an image row lie behind one another, from left to right, as numbers of weight rows (see
 :mod:`modules.engines.routes`); of ternary spikes the positive ones stand at the front of the row's list, the negative
@@ -49,26 +45,10 @@ def spikes_in_row(state, source, row):
 
 
 @jit(inline=True)
-def append(target, place, source, begin, end, shift):
-    """Write ``source[begin:end] + shift`` to ``target[place]`` and on, and return where this ends.
-
-    Whole vectors are written: what they hold beyond the end is overwritten or ignored later.
-    """
-    for first in range(begin, end, ROOM):
-        store(target, place + first - begin, load(source, first, ROOM) + shift)
-    return place + end - begin
-
-
-@jit(inline=True)
 def collect(plan, state, source, windows, column, negative, rows, place):
-    """List the spikes of one sign that reach a pixel.
+    """List the spikes of one sign that reach a pixel at ``rows[place]`` and on, and return where the list ends.
 
-    Args:
-        windows: first and one after the last of ``Plan.row_windows``; column: the one of ``Plan.column_windows``.
-        rows, place: where the list goes.
-
-    Returns:
-        Where the list ends.
+    ``windows``: first and one after the last of ``Plan.row_windows``; ``column``: the one of ``Plan.column_windows``.
     """
     for w in range(windows[0], windows[1]):
         window = plan.row_windows[w]
@@ -79,20 +59,18 @@ def collect(plan, state, source, windows, column, negative, rows, place):
         if negative:
             begin, end = source.capacity - end, source.capacity - begin
         list_ = source.spikes + window.row * source.capacity
-        place = append(rows, place, state.spikes, list_ + begin, list_ + end, column.shift + window.shift)
+        # Whole vectors are written: what they hold beyond the end is overwritten or ignored later.
+        for i in range(begin, end, ROOM):
+            store(rows, place + i - begin, load(state.spikes, list_ + i, ROOM) + (column.shift + window.shift))
+        place += end - begin
     return place
 
 
 @jit()
 def visit(plan, state, scratch, layer, source, sample, always, visits, place):
-    """List the pixels of a layer that change, and the spikes that reach each.
+    """List the pixels of a layer that change, all of them if ``always``, and the spikes that reach each.
 
-    Args:
-        source: whose spikes arrive; always: all pixels change.
-        visits, place: number of visits and of rows that are listed already.
-
-    Returns:
-        These numbers with those of this sample.
+    ``visits``, ``place``: numbers of visits and of rows that are listed already; returned with those of this sample.
     """
     L = plan.layers[layer]
     both = plan.lower > -np.inf
@@ -120,18 +98,11 @@ def visit(plan, state, scratch, layer, source, sample, always, visits, place):
     return visits, place
 
 
-@jit(inline=True)
-def visits_of(scratch, number):
-    """First and one after the last visit of a sample of this step."""
-    return at(scratch.begins, number), at(scratch.begins, number + 1)
-
-
 @jit()
 def pool(plan, state, scratch, layer, sample, number):
     """Add to the channels that spikes name; a layer that pools has blocks of one width throughout."""
     L = plan.layers[layer]
-    first, after = visits_of(scratch, number)
-    for v in range(first, after):
+    for v in range(at(scratch.begins, number), at(scratch.begins, number + 1)):
         V = scratch.visits[v]
         units = sample * plan.units + L.units + V.pixel * L.block
         for i in range(V.begin, V.end):
@@ -148,17 +119,15 @@ def _updates_of(width):
     """The update of a block of ``width`` channels."""
     @jit()
     def update(plan, state, scratch, layer, sample, number, channel, writes, weight, current, frame):
-        """Integrate, fire, reset and count; arguments as of :func:`step_layer`.
+        """Integrate, fire, reset and count; arguments as of :func:`step_layer`, all pixels are visited if ``writes``.
 
-        Args:
-            number: of the sample among those of this step; channel: the first of the block.
-            writes: send spikes to ``State.dense``; all pixels are visited then.
+        ``number``: of the sample among those of this step; ``channel``: the first of the block.
         """
         L = plan.layers[layer]
         area, line = L.height * L.width, -(-L.padded // WORD) * WORD  # a pixel's bits
         units, bits = sample * plan.units + L.units + channel * area, number * plan.words * WORD + channel
         frame = frame if frame < 0 else frame + number * area * L.padded + channel
-        first, after = visits_of(scratch, number)
+        first, after = at(scratch.begins, number), at(scratch.begins, number + 1)
         weights, fired, beyond = L.weights + channel * L.weight_rows, 0, np.uint64(0)
         for v in range(first, after):
             V = scratch.visits[v]
@@ -222,7 +191,8 @@ def send(plan, state, scratch, layer, sample, number, step):
     width, words, bits = L.width, -(-L.padded // WORD), number * plan.words * WORD
     place = step % 2 * plan.batch + sample
     pointers, gates = place * plan.pointers + L.pointers, (sample * plan.words + L.words) * WORD
-    (v, end_of_visits), sent = visits_of(scratch, number), 0  # the next visit, and spikes of the rows before
+    v, end_of_visits = at(scratch.begins, number), at(scratch.begins, number + 1)  # the next visit
+    sent = 0  # spikes of the rows before
     for y in range(L.height):
         begin = place * plan.spikes + L.spikes + y * width * L.channels
         end = begin + width * L.channels - 1
@@ -286,8 +256,7 @@ def simulate(plan, state, scratch, samples, together, layers, steps, weights, cu
 
     Args:
         samples, layers, steps: first, and one after the last.
-        together: number of samples that take a step together: they share the weights that a cache holds, where one
-            sample alone for all steps keeps its potentials there.
+        together: number of samples that take a step together, see :func:`modules.engines.event.costs.companions`.
         weights: of all steps in the traces.
         current: from outside into the first of ``layers``, ``(frames, samples, height, width, padded channels)``, flat;
             one frame serves all steps. held: the first of its samples, and their number.
@@ -300,7 +269,7 @@ def simulate(plan, state, scratch, samples, together, layers, steps, weights, cu
         group = begin, min(begin + together, samples[1])
         for step in range(steps[0], steps[1]):
             for layer in range(first, layers[1]):
-                source, frame = plan.layers[layer].source, -1
+                source, frame = (layer - 1) % len(plan.layers), -1
                 if layer == first and frames:
                     frame = ((step - steps[0] if frames > 1 else 0) * held[1] + begin - held[0]) * size
                     source = -1 if product else source

@@ -35,13 +35,11 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def _operation(rule):
-    """Make a function that builds code an operation for compiled loops.
+    """Make a function that builds code an operation for compiled loops; ``rule`` makes Numba's signature of it from the
+    types of its arguments, which are cast to what that says.
 
     The function gets the builder and the arguments, an array as the pointer to its numbers, a vector as the list of its
     parts, a constant as its value. It returns the result, a vector as the list of its parts.
-
-    Args:
-        rule: Numba's signature of the operation, from the types of its arguments, which are cast to what it says.
     """
     def decorate(build):
         @intrinsic(prefer_literal=True)
@@ -103,8 +101,9 @@ def _select(builder, bits, parts, others):
     return [builder.select(*lanes) for lanes in zip(flags, parts, others)]
 
 
-def _combine(builder, instruction, parts, others):
-    """Parts combined lane by lane by ``add``, ``sub`` or ``mul``."""
+def _combine(builder, instruction, parts, other):
+    """Parts combined by ``add``, ``sub`` or ``mul`` with others, lane by lane, or with a scalar."""
+    others = other if isinstance(other, list) else [_splat(builder, other)] * len(parts)
     prefix = "" if isinstance(parts[0].type.element, ir.IntType) else "f"
     return [getattr(builder, prefix + instruction)(*pair) for pair in zip(parts, others)]
 
@@ -156,8 +155,7 @@ def _offer(operation, instruction):
     """Make a Python operator work on two vectors, and on a vector and a number."""
     @_operation(lambda lanes, other: lanes(lanes, other if isinstance(other, Lanes) else lanes.dtype))
     def combine(builder, lanes, other):
-        others = other if isinstance(other, list) else [_splat(builder, other)] * len(lanes)
-        return _combine(builder, instruction, lanes, others)
+        return _combine(builder, instruction, lanes, other)
 
     @overload(operation)
     def typed(lanes, other):
@@ -173,7 +171,7 @@ _offer(operator.mul, "mul")
 @_operation(lambda lanes, bits, amount: lanes(lanes, types.uint64, lanes.dtype))
 def add_if(builder, lanes, bits, amount):
     """``lanes`` with ``amount`` added to those whose bit of ``bits``, a uint64, is set."""
-    return _select(builder, bits, _combine(builder, "add", lanes, [_splat(builder, amount)] * len(lanes)), lanes)
+    return _select(builder, bits, _combine(builder, "add", lanes, amount), lanes)
 
 
 @_operation(lambda lanes, bits: lanes(lanes, types.uint64))

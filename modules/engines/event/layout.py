@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modules.engines.event.costs import TOGETHER
 from modules.engines.ring import Ring
-from modules.engines.routes import WIDTHS, Route, as_image, padded
+from modules.engines.routes import WIDTHS, as_image, padded
 from modules.synapses import Shape, layout
 
 ROOM = 16  # numbers behind lists, as they are read and written in whole vectors
@@ -30,71 +31,49 @@ LAYER = _record(
     "height", "width", "channels", "padded", "block",  # its image; channels with padding, and of one block
     "units", "spikes", "pointers", "words",  # where its units, lists, pointers, words begin among a sample's
     "spike_column",  # what a spike's number grows by from column to column
-    "source", "weights", "weight_rows", "bias",  # source layer or -1; where weights and bias (or -1) begin
+    "weights", "weight_rows", "bias",  # of its route; where weights and bias (or -1) begin
     "pool", "masked",  # kinds of route
     "window_rows", "window_columns")  # where the windows of its route begin
 WINDOW_ROW, WINDOW_COLUMN = _record("row", "shift"), _record("first", "after", "shift")  # see Route
-VISIT = _record("pixel", "begin", "middle", "end")
+VISIT = _record("pixel", "begin", "middle", "end")  # in Scratch.rows, negative spikes begin in the middle
 
 
 class Plan(NamedTuple):
-    """What stays the same from call to call.
+    """What stays the same from call to call."""
 
-    Attributes:
-        layers: ``LAYER`` of each layer.
-        weights, bias: of all routes; row_begins, row_windows, column_windows: of all routes, see ``Route``.
-        pool: factor of a pooling route, per layer; signs: 1 and -1.
-        gate: uint8, a bit for each unit, ``(batch * words * 8)``; where 0, a spike is counted but not sent.
-        keep: ``(batch * units)``, factor on what reaches the first layer by the closing route, or empty.
-        upper, lower, quantum, leak: of the neurons; ``lower`` is -inf for neurons that fire one sign only.
-        batch: number of samples; units, spikes, pointers, words: of one sample in the arrays.
-    """
-
-    layers: np.ndarray
-    weights: np.ndarray
+    layers: np.ndarray  # LAYER of each layer
+    weights: np.ndarray  # of all routes, like the next four
     bias: np.ndarray
-    row_begins: np.ndarray
+    row_begins: np.ndarray  # see Route, as for the next two
     row_windows: np.ndarray
     column_windows: np.ndarray
-    pool: np.ndarray
-    signs: np.ndarray
-    gate: np.ndarray
-    keep: np.ndarray
-    upper: np.floating
-    lower: np.floating
+    pool: np.ndarray  # factor of a pooling route, per layer
+    signs: np.ndarray  # 1 and -1
+    gate: np.ndarray  # uint8, a bit for each unit, (batch * words * 8); where 0, a spike is counted but not sent
+    keep: np.ndarray  # (batch * units), factor on what reaches the first layer by the closing route, or empty
+    upper: np.floating  # of the neurons, like the next three
+    lower: np.floating  # -inf for neurons that fire one sign only
     quantum: np.floating
     leak: np.floating
-    batch: int
-    units: int
+    batch: int  # number of samples
+    units: int  # of one sample in the arrays, like the next three
     spikes: int
     pointers: int
     words: int
 
 
 class State(NamedTuple):
-    """What changes from step to step, for all samples.
+    """What changes from step to step, for all samples."""
 
-    Attributes:
-        potentials: ``(batch * units)``, of each layer block by block of channels, ``(pixels, channels of the block)``.
-        traces: likewise, weighted sums of spikes, whole numbers where they do not leak; counts: likewise, numbers of
-            spikes, or empty where traces are just that.
-        spikes: int32 ``(2, batch * spikes)``, lists of this step and of the one before, and some room behind them;
-            pointers: int32, likewise.
-        dense: spikes as -1, 0 and 1 of the layers that write them so, ``(batch, pixels, padded channels)`` of one layer
-            behind another.
-        waiting: uint8 ``(batch * layers)``, whether a unit of the layer is still beyond a threshold.
-        fired, sent: int64 ``(batch * layers)``, numbers of spikes so far, and of those that passed the gate.
-    """
-
-    potentials: np.ndarray
-    traces: np.ndarray
-    counts: np.ndarray
-    spikes: np.ndarray
-    pointers: np.ndarray
-    dense: np.ndarray
-    waiting: np.ndarray
-    fired: np.ndarray
-    sent: np.ndarray
+    potentials: np.ndarray  # (batch * units), of each layer block by block of channels, (pixels, channels of the block)
+    traces: np.ndarray  # likewise, weighted sums of spikes, whole numbers where they do not leak
+    counts: np.ndarray  # likewise, numbers of spikes, or empty where traces are just that
+    spikes: np.ndarray  # int32 (2, batch * spikes), lists of this step and of the one before, and some room behind them
+    pointers: np.ndarray  # int32, likewise
+    dense: np.ndarray  # -1, 0, 1 of layers that write spikes so, (batch, pixels, padded channels), layer behind layer
+    waiting: np.ndarray  # uint8 (batch * layers), whether a unit of the layer is still beyond a threshold
+    fired: np.ndarray  # int64 (batch * layers), numbers of spikes so far
+    sent: np.ndarray  # likewise, of those that passed the gate
 
     @classmethod
     def at_rest(cls, ring: Ring, plan: Plan, steps: int, counts: bool) -> "State":
@@ -112,25 +91,18 @@ class State(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What one thread needs for one step of one layer of some samples; memory that no spike needs is never touched.
+    """What one thread needs for one step of one layer of some samples; memory that no spike needs is never touched."""
 
-    Attributes:
-        visits: ``VISIT`` of each pixel that changes: its number, and where in ``rows`` the spikes that reach it begin,
-            where the negative ones do, and where they end.
-        begins: int64 ``(samples + 1)``, where the visits of each sample begin.
-        rows: int32, the rows of weights of spikes, as numbers.
-        up, down: uint8, bits of the units that fire, laid out as in ``Plan.gate``.
-    """
-
-    visits: np.ndarray
-    begins: np.ndarray
-    rows: np.ndarray
-    up: np.ndarray
+    visits: np.ndarray  # VISIT of each pixel that changes
+    begins: np.ndarray  # int64 (samples + 1), where the visits of each sample begin
+    rows: np.ndarray  # int32, the rows of weights of spikes, as numbers
+    up: np.ndarray  # uint8, bits of the units that fire, laid out as in Plan.gate
     down: np.ndarray
 
     @classmethod
-    def of(cls, ring: Ring, plan: Plan, samples: int) -> "Scratch":
-        """Room for any layer of so many samples."""
+    def of(cls, ring: Ring, plan: Plan) -> "Scratch":
+        """Room for any layer of as many samples as take a step together."""
+        samples = min(plan.batch, TOGETHER)
         areas = plan.layers["height"] * plan.layers["width"]
         reach = [0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes]
         bits = samples * plan.words * WORD // 8
@@ -141,26 +113,17 @@ class Scratch(NamedTuple):
 
 
 class Desk(NamedTuple):
-    """What one thread needs for some steps of one layer of one sample, where layers form a chain; memory likewise.
+    """What one thread needs for some steps of one layer of one sample, where layers form a chain; memory likewise."""
 
-    Attributes:
-        arriving: ``(STEPS * channels of a block)``, the currents into a pixel; zeros between two pixels.
-        up, down: uint32 ``(2, units of the largest layer)``, spikes of a layer and of the one before, a bit for each
-            step, pixel by pixel.
-        spikes: int32, the spikes of the layer before: number of the row of weights, a bit for the sign, and the step in
-            ``STEP_BITS`` bits; pointers: int32, for each image row, how many of its spikes came before each column.
-        sent: int64, number of spikes of each layer.
-    """
-
-    arriving: np.ndarray
-    up: np.ndarray
-    down: np.ndarray
-    spikes: np.ndarray
-    pointers: np.ndarray
-    sent: np.ndarray
+    arriving: np.ndarray  # (STEPS * channels of a block), the currents into a pixel; zeros between two pixels
+    up: np.ndarray  # uint32 (2, units of the largest layer), spikes of a layer and of the one before, a bit for each
+    down: np.ndarray  # step, pixel by pixel
+    spikes: np.ndarray  # int32, of the layer before: row of weights, a bit for the sign, and STEP_BITS for the step
+    pointers: np.ndarray  # int32, for each image row, how many of its spikes came before each column
+    sent: np.ndarray  # int64, number of spikes of each layer
 
     @classmethod
-    def of(cls, plan: Plan) -> "Desk":
+    def of(cls, ring: Ring, plan: Plan) -> "Desk":
         """Room for any layer."""
         area, L = plan.layers["height"] * plan.layers["width"], plan.layers
         units = 2 * (area * L["padded"]).max()
@@ -174,11 +137,14 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
     """The tables and arrays of a ring that its kernels read, in the type of ``like``."""
     numbers = like.numpy().dtype.type
     line = WORD if ring.closed else WIDTHS[0]  # bits of a pixel come in whole words, or lie close for several pixels
+    pools = [route is not None and route.weight is None for route in ring.routes]
     layers = np.zeros(len(ring.shapes), LAYER)
     layers["channels"], layers["height"], layers["width"] = zip(*map(as_image, ring.shapes))
-    layers["block"] = [WIDTHS[0] if _pools_spikes(ring, route) else WIDTHS[-1] for route in ring.routes]
+    # Narrow blocks do where what a pooling brings is added up spike by spike.
+    layers["block"] = [WIDTHS[0] if ring.closed and own else WIDTHS[-1] for own in pools]
     layers["padded"] = [padded(*pair) for pair in layers[["channels", "block"]].tolist()]
     layers["weight_rows"] = [0 if route is None else route.rows for route in ring.routes]
+    layers["pool"], layers["masked"][0], layers["bias"] = pools, ring.keep is not None, -1
     area = layers["height"] * layers["width"]
     sizes = {"units": area * layers["padded"], "spikes": area * layers["channels"],
              "pointers": 2 * (area + layers["height"]),
@@ -188,16 +154,11 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
         layers[name] = own.cumsum() - own
     total = {name: int(own.sum()) for name, own in sizes.items()}
     weights = like.new_empty(total.pop("weights"))
-    biases, begins, windows, columns = [], [], [], []
-    for layer, (route, bias) in enumerate(zip(ring.routes, ring.biases)):
-        L = layers[layer]
-        L["source"], L["bias"] = -1, -1
-        L["masked"] = layer == 0 and ring.keep is not None
+    biases, begins, windows, columns = [like.new_empty(0)], [], [], []
+    for number, (L, route, bias) in enumerate(zip(layers, ring.routes, ring.biases)):
         if route is None:
             continue
-        L["source"] = (layer - 1) % len(layers)
-        L["pool"] = route.weight is None
-        layers["spike_column"][layer - 1] = route.column_step
+        layers["spike_column"][number - 1] = route.column_step
         row_begins, row_windows = route.row_windows
         L["window_rows"], L["window_columns"] = len(begins), len(columns)
         begins += [len(windows) + n for n in row_begins]
@@ -209,7 +170,7 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
             L["bias"] = sum(map(len, biases))
             biases.append(F.pad(bias, (0, int(L["padded"]) - len(bias))).repeat(max(1, int(L["block"] // L["padded"]))))
     return Plan(
-        layers=layers, weights=weights.numpy(), bias=torch.cat([like.new_empty(0), *biases]).numpy(),
+        layers=layers, weights=weights.numpy(), bias=torch.cat(biases).numpy(),
         row_begins=np.array(begins, np.int64), row_windows=np.array(windows, WINDOW_ROW),
         column_windows=np.array(columns, WINDOW_COLUMN),
         pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers), signs=np.array([1, -1], numbers),
@@ -217,11 +178,6 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
         keep=np.empty(0, numbers) if ring.keep is None else _kept(ring.keep, layers[0], total["units"], numbers),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
         batch=len(ring.gates[0]), **total)
-
-
-def _pools_spikes(ring: Ring, route: Route | None) -> bool:
-    """Whether a layer adds up what a pooling brings spike by spike, for which narrow blocks do."""
-    return ring.closed and route is not None and route.weight is None
 
 
 def image_of(L: np.void) -> tuple[int, int, int]:

@@ -9,50 +9,41 @@ import torch
 # Turns of each thread between two meetings: enough for one to take over what another has no time for.
 TURNS = 8
 
-
-class Team:
-    """Threads that share the samples of a batch, some at a time; the calling thread is one of them.
-
-    They live as long as one simulation, so that processes may fork and simulations may run side by side.
-
-    Args:
-        tools: makes what each thread needs.
-    """
-
-    def __init__(self, tools: Callable[[], Any]) -> None:
-        self._tools = [tools() for _ in range(torch.get_num_threads())]
-        self._pool = ThreadPoolExecutor(len(self._tools))
-
-    def __enter__(self) -> "Team":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-
-    def share(self, work: Callable[[Any, range], None], chunks: list[range]) -> None:
-        """Call ``work`` with a thread's tools for every chunk of samples."""
-        left = iter(chunks)
-
-        def take_turns(tools: Any) -> None:
-            for chunk in left:
-                work(tools, chunk)
-
-        with one_thread_each():
-            others = [self._pool.submit(take_turns, tools) for tools in self._tools[1:len(chunks)]]
-            take_turns(self._tools[0])
-            for other in others:
-                other.result()
+Share = Callable[[Callable[[Any, range], None], list[range]], None]
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Let PyTorch use one thread for each of the team: more would keep processors busy with waiting for work."""
+def team(make_tools: Callable[[], Any]) -> Iterator[Share]:
+    """Threads that live as long as one simulation, so that processes may fork and simulations may run side by side.
+
+    Args:
+        make_tools: makes what each thread needs; the calling thread is one of them.
+
+    Yields:
+        A function that calls ``work(tools, chunk)`` with a thread's tools for every chunk of samples.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of this thread, and of those that call PyTorch for the first time
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    tools = [make_tools() for _ in range(threads)]
+
+    def share(work: Callable[[Any, range], None], chunks: list[range]) -> None:
+        left = iter(chunks)
+
+        def take_turns(own: Any) -> None:
+            for chunk in left:
+                work(own, chunk)
+
+        # Of this thread, and of those that call PyTorch for the first time: more would only wait, and keep cores busy.
+        torch.set_num_threads(1)
+        try:
+            others = [pool.submit(take_turns, own) for own in tools[1:len(chunks)]]
+            take_turns(tools[0])
+            for other in others:
+                other.result()
+        finally:
+            torch.set_num_threads(threads)
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield share
 
 
 def chunks(batch: int, together: int) -> list[range]:
