@@ -33,24 +33,16 @@ Way = tuple[str, Arrivals]  # how spikes come to a layer: by which connection
 
 @dataclass
 class Counts:
-    """What one phase of one batch did.
+    """What one phase of one batch did, in total over batch and steps."""
 
-    Attributes:
-        phase: 'forward' or 'backward'; steps: T or T_B; samples: in the batch.
-        spikes: per layer, number of spikes of each unit, of either sign, ``(batch, *layer_shape)``.
-        received: per layer, neuron updates of units that received something, over batch and steps.
-        operations: by connection, synaptic operations, over batch and steps; products: multiply-accumulates.
-        couplings: by connection, pairs of units that a spike could have joined, over the batch.
-    """
-
-    phase: str
-    steps: int
-    samples: int
-    spikes: list[Tensor]
-    received: list[float]
-    operations: Counter[str] = field(default_factory=Counter)
-    products: Counter[str] = field(default_factory=Counter)
-    couplings: Counter[str] = field(default_factory=Counter)
+    phase: str  # 'forward' or 'backward'
+    steps: int  # T or T_B
+    samples: int  # in the batch
+    spikes: list[Tensor]  # per layer, number of spikes of each unit, of either sign, (batch, *layer_shape)
+    received: list[float]  # per layer, neuron updates of units that received something
+    operations: Counter[str] = field(default_factory=Counter)  # by connection, synaptic operations
+    products: Counter[str] = field(default_factory=Counter)  # by connection, multiply-accumulates
+    couplings: Counter[str] = field(default_factory=Counter)  # by connection, pairs that spikes of a step could join
 
     @property
     def updates(self) -> list[int]:
@@ -160,8 +152,7 @@ class Recorder:
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
         """See :class:`modules.engines.Engine`."""
         samples, layers = x.shape[int(circuit.event_input)], range(len(circuit.feedforward))
-        counts = self.forward = Counts("forward", circuit.time_step, samples,
-                                       [torch.zeros((), device=x.device)] * len(layers), [0.0] * len(layers))
+        counts = self.forward = Counts("forward", circuit.time_step, samples, [0.0] * len(layers), [0.0] * len(layers))
         ways = []
         kept = circuit.gates([x.new_ones(samples, *c.output_shape) for c in circuit.feedforward])
         for c, gate in zip(circuit.connections, kept):
@@ -175,8 +166,7 @@ class Recorder:
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
         """See :class:`modules.engines.Engine`."""
         samples, layers = len(gradient), range(len(masks))
-        counts = self.backward = Counts("backward", circuit.time_step_back, samples,
-                                        [torch.zeros((), device=gradient.device)] * len(layers),
+        counts = self.backward = Counts("backward", circuit.time_step_back, samples, [0.0] * len(layers),
                                         [0.0] * len(layers))
         masks, ways = [mask != 0 for mask in masks], []
         gates = circuit.gates([mask.to(gradient.dtype) for mask in masks])

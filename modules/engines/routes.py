@@ -27,11 +27,6 @@ def padded(channels: int, block: int = WIDTHS[-1]) -> int:
     return whole * block + min(width for width in (0, *WIDTHS) if rest <= width)
 
 
-def blocks(channels: int, block: int) -> list[tuple[int, int]]:
-    """First channel and width of each block of ``channels`` that are padded already."""
-    return [(first, min(block, channels - first)) for first in range(0, channels, block)]
-
-
 def as_image(shape: Shape) -> Shape:
     """``(channels, height, width)`` of a layer; a layer of ``n`` units without geometry is ``(n, 1, 1)``."""
     return shape if len(shape) == 3 else (*shape, 1, 1)
@@ -66,13 +61,12 @@ class Route(Window):
 
     def write_weights(self, rows: Tensor) -> None:
         """Write all rows, block by block, scaled, padded with zeros, to a flat tensor ``(rows * padded channels,)``."""
-        begin = 0
-        for first, width in blocks(padded(self.target[0]), WIDTHS[-1]):
-            own = self.weight[..., first:first + width]
-            block = rows[begin:begin + self.rows * width].view(*own.shape[:3], width)
-            torch.mul(own, self.scale, out=block[..., :own.shape[-1]])
-            block[..., own.shape[-1]:] = 0
-            begin += block.numel()
+        for own in self.weight.split(WIDTHS[-1], -1):
+            width = own.shape[-1]
+            block = rows[:self.rows * padded(width)].view(*own.shape[:3], -1)
+            torch.mul(own, self.scale, out=block[..., :width])
+            block[..., width:] = 0
+            rows = rows[block.numel():]
 
     def _windows(self, axis: int) -> Iterator[tuple[range, int]]:
         """For each target row (axis 0) or column (1), the source rows or columns that reach it, and the tap that leads

@@ -36,19 +36,14 @@ from modules.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Linear, Synapse
 
 @dataclass(frozen=True)
 class Case:
-    """A network, and calls of it one after another.
+    """A network, and calls of it one after another, which all have weights of their own."""
 
-    Attributes:
-        name: what it is there for; network: makes it; shape: of an input image or frame.
-        batches: sizes of the batches of the calls, which all have weights of their own.
-        bits: significant ones of a weight; with few of them, potentials often stand right at a threshold.
-    """
-
-    name: str
+    name: str  # what it is there for
     network: Callable[[], FeedbackSNN]
-    shape: tuple[int, ...]
-    batches: tuple[int, ...] = (2,)
-    bits: int = 11  # which all precisions hold but bf16
+    shape: tuple[int, ...]  # of an input image or frame
+    batches: tuple[int, ...] = (2,)  # sizes of the batches of the calls
+    # Significant ones of a weight, which all precisions hold but bf16; with few, potentials often stand at a threshold.
+    bits: int = 11
 
 
 def network(*synapses: Synapse, feedback: Synapse | None = None, steps: tuple[int, int], neuron: LIF = IF(),
@@ -93,11 +88,7 @@ class Differs(ArithmeticError):
 
 
 def check(case: Case, engine: Engine, device: torch.device) -> None:
-    """Simulate a case with both engines, forward and backward.
-
-    Raises:
-        Differs: their spikes are not the same; and whatever the engine raises.
-    """
+    """Simulate a case with both engines, forward and backward; raises ``Differs``, and whatever the engine raises."""
     with torch.device("meta"):  # no random numbers are drawn there
         net = case.network()
     net = net.float().to_empty(device=device)
@@ -114,11 +105,10 @@ def check(case: Case, engine: Engine, device: torch.device) -> None:
         circuit, x = net.bind(draw((batch, *frames, *case.shape), 3, 2.0), keys=keys)
         gradient = draw((batch, *circuit.feedforward[-1].output_shape), min(bits, 8), 1.0)
         gradient[0] /= 4  # so that in some steps this sample is silent
-        expected, found = (e.simulate_forward(circuit, x) for e in (DENSE, engine))
-        results.append((f"call {call}, forward", expected, found))
-        masks = [(count > 0) & (count < net.time_step) for count in expected.counts]
-        expected, found = (e.simulate_backward(circuit, gradient, masks) for e in (DENSE, engine))
-        results.append((f"call {call}, backward", expected, found))
+        forward = [e.simulate_forward(circuit, x) for e in (DENSE, engine)]
+        masks = [(count > 0) & (count < net.time_step) for count in forward[0].counts]
+        backward = [e.simulate_backward(circuit, gradient, masks) for e in (DENSE, engine)]
+        results += [(f"call {call}, forward", *forward), (f"call {call}, backward", *backward)]
     for what, expected, found in results:  # only now, as later calls must not change what earlier ones found
         try:  # numbers of spikes are whole; rates may be rounded in another order; NaN differs from everything
             torch.testing.assert_close(vars(found), vars(expected), rtol=0, atol=1e-6)
