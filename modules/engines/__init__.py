@@ -1,8 +1,4 @@
-"""Simulation engines: interchangeable implementations of the two simulations of SPIDE.
-
-An engine is any object with a name and the two functions of :class:`Engine`; ``dense`` defines by its code what every
-other must compute.
-"""
+"""Simulation engines: interchangeable implementations of the two simulations of SPIDE, as ``dense`` defines them."""
 import functools
 from types import ModuleType
 

@@ -1,9 +1,8 @@
 """A circuit as a ring of layers, the one form in which the faster engines simulate both phases, and their one front.
 
-A forward ring is layer 0 to N-1, closed by the feedback synapse; a backward ring is layer N-1 to 0, closed by the
-transpose of the feedback synapse. In each step, a layer takes the spikes that the layer before it fired in this step;
-the first one takes those that the last one fired in the step before, and a current from outside. Factors that are the
-same for all spikes of a synapse, such as ``kappa_b / kappa``, are in the weights.
+In each step, a layer takes the spikes that the layer before it fired in this step; the first one takes those that the
+last one fired in the step before, and a current from outside. Factors that are the same for all spikes of a synapse,
+such as ``kappa_b / kappa``, are in the weights.
 """
 import functools
 from abc import ABC, abstractmethod

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from modules import synapses
 from modules.circuit import Connection
-from modules.synapses import Shape, Window
+from modules.synapses import Shape, Window, layout
 
 WIDTHS = (16, 32, 48, 64)  # channels of a pixel that kernels handle together
 
@@ -30,6 +30,17 @@ def padded(channels: int, block: int = WIDTHS[-1]) -> int:
 def as_image(shape: Shape) -> Shape:
     """``(channels, height, width)`` of a layer; a layer of ``n`` units without geometry is ``(n, 1, 1)``."""
     return shape if len(shape) == 3 else (*shape, 1, 1)
+
+
+def pixel_by_pixel(tensor: Tensor) -> Tensor:
+    """``(n, *shape)`` of a layer as ``(n, height, width, channels)``, a view."""
+    return tensor.movedim(1, -1) if tensor.ndim == 4 else tensor[:, None, None]
+
+
+def to_layer(pixels: Tensor, shape: Shape) -> Tensor:
+    """The reverse of :func:`pixel_by_pixel` in the memory layout of simulations; padding of channels is left out."""
+    image = pixels[..., :shape[0]].movedim(-1, 1).reshape(-1, *shape)
+    return image.contiguous(memory_format=layout(image))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,6 @@ class CudaEngine(RingEngine):
         self._simulations: dict[tuple, object] = {}  # the last used is the last
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """See :class:`modules.engines.ring.RingEngine`."""
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return f"it is for GPUs, and the network is on '{device.type}'"
         if dtype != torch.float32:
@@ -49,7 +48,6 @@ class CudaEngine(RingEngine):
         return missing()
 
     def simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
-        """See :class:`modules.engines.ring.RingEngine`."""
         from modules.engines.cuda.chain import Chain
         from modules.engines.cuda.loop import Simulation
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from modules.engines.cuda import kernels
 from modules.engines.cuda.graph import recorded
 from modules.engines.ring import Outcome, Ring
-from modules.engines.routes import as_image
-from modules.synapses import layout
+from modules.engines.routes import as_image, pixel_by_pixel, to_layer
 
 # Most pixels in a block under Triton's interpreter, which takes about as long for a large block as for a small one.
 INTERPRETED_PIXELS = 2**11
@@ -32,12 +31,10 @@ class Launch(NamedTuple):
 
 
 class Simulation:
-    """The tensors of one ring, and the recorded loops over its steps.
+    """The tensors of one ring, of which shapes and constants count here, and the recorded loops over its steps.
 
-    Args:
-        ring: whose shapes and constants count; its tensors are those of the first call.
-        device: where to simulate; precision: of products; counts: count spikes besides the traces.
-        skip: leave out products for samples without a spike.
+    ``precision``: of products; ``counts``: count spikes besides the traces; ``skip``: leave out products for samples
+    without a spike.
     """
 
     def __init__(self, ring: Ring, device: torch.device, precision: str, *, counts: bool, skip: bool) -> None:
@@ -64,10 +61,8 @@ class Simulation:
         self.loops: dict[tuple[int, int, int], Callable[[], None]] = {}
 
     def _room_for_spikes(self, sizes: list[tuple[int, ...]]) -> tuple[list[Tensor], Tensor]:
-        """Buffers of spikes, of each layer and a second one of the last; for each sample, in which step it sent last.
-
-        The last layer's spikes are read a step later, when it may have fired again: two buffers in turn.
-        """
+        """Buffers of spikes, of each layer and a second one of the last, whose spikes are read a step later, when it
+        may have fired again; for each sample, in which step it sent last."""
         spikes = [torch.zeros(size, dtype=self.number, device=self.device) for size in (*sizes, sizes[-1])]
         return spikes, torch.zeros((len(sizes), self.batch), dtype=torch.int32, device=self.device)
 
@@ -82,12 +77,13 @@ class Simulation:
             length = steps if frames == 1 and done == 0 else frames
             if frames not in self.currents:
                 self.currents[frames] = torch.empty((frames, *self.potentials[0].shape), device=self.device)
-            self.currents[frames].copy_(_channels_last(current.flatten(0, 1)).unflatten(0, current.shape[:2]))
+            self.currents[frames].copy_(pixel_by_pixel(current.flatten(0, 1)).unflatten(0, current.shape[:2]))
             self._loop(frames, length, done % 2)()
             done += length
-        traces = [self._tensor(t, shape) for t, shape in zip(self.traces, ring.shapes)]
-        counts = [self._tensor(c, shape) for c, shape in zip(self.counts, ring.shapes)] or traces
-        return Outcome(traces=traces, counts=counts, fired=self.fired.double())
+        # Copies, which the next call does not overwrite.
+        traces, counts = ([to_layer(own, shape).clone() for own, shape in zip(tensors, ring.shapes)]
+                          for tensors in (self.traces, self.counts))
+        return Outcome(traces=traces, counts=counts or traces, fired=self.fired.double())
 
     def _load(self, ring: Ring) -> None:
         """Copy the tensors of a ring into those that the recorded loops read."""
@@ -99,9 +95,9 @@ class Simulation:
             if own is not None:
                 own.copy_(bias)
         for own, gate in zip(self.gates, ring.gates):
-            own.copy_(_channels_last(gate))
+            own.copy_(pixel_by_pixel(gate))
         if self.keep is not None:
-            self.keep.copy_(_channels_last(ring.keep))
+            self.keep.copy_(pixel_by_pixel(ring.keep))
 
     def _state(self) -> list[Tensor]:
         """All that a step changes; of 0 before the first one."""
@@ -173,18 +169,10 @@ class Simulation:
             "sending": kernels.Sending(spikes=spikes if listened else None, gate=self.gates[layer],
                                        said=self.said[layer] if self.skip else None)}
 
-    @staticmethod
-    def _tensor(units: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A copy of a layer's values, ``(batch, *shape)``, which the next call does not overwrite."""
-        image = units.permute(0, 3, 1, 2).reshape(-1, *shape)
-        return image.clone(memory_format=layout(image))
-
 
 def rounded(weight: Tensor, precision: str) -> list[Tensor]:
-    """A float32 weight in a precision, to nearest even: one term or, for bf16x2, two to sum, float32 in value.
-
-    Rounded here, as tensor cores drop the bits that they do not take.
-    """
+    """A float32 weight in a precision, to nearest even: one term or, for bf16x2, two to sum, float32 in value; rounded
+    here, as tensor cores drop the bits that they do not take."""
     if precision == "fp32":
         return [weight]
     if precision == "tf32":
@@ -192,11 +180,6 @@ def rounded(weight: Tensor, precision: str) -> list[Tensor]:
         return [((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)]
     high = weight.bfloat16().float()
     return [high, (weight - high).bfloat16().float()] if precision == "bf16x2" else [high]
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """``(batch, *shape)`` as ``(batch, height, width, channels)``."""
-    return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor[:, None, None]
 
 
 def fitting(size: int, most: int) -> int:

@@ -45,11 +45,8 @@ def load(name: str) -> ModuleType:
 
 
 def jit(*, entry: bool = False, inline: bool = False) -> Callable[[Callable], Any]:
-    """Numba's decorator as all loops have it.
-
-    Args:
-        entry: called from Python, and kept with all that it calls; inline: always becomes a part of its callers.
-    """
+    """Numba's decorator as all loops have it; ``entry``: called from Python, and kept with all that it calls;
+    ``inline``: always becomes a part of its callers."""
     from numba import config, njit
     # No reference counts, which threads would contend for: the loops allocate nothing.
     return njit(nogil=True, error_model="numpy", _nrt=False, forceinline=inline, no_cfunc_wrapper=True,

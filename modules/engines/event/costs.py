@@ -30,11 +30,8 @@ def reached(route: Route) -> float:
 
 
 def dense_layers(ring: Ring, sent: np.ndarray) -> frozenset[int]:
-    """The layers for which a dense product costs less than the gathering of rows.
-
-    Args:
-        sent: spikes that each layer sends on in a step of one sample.
-    """
+    """The layers for which a dense product costs less than the gathering of rows, if each sends on ``sent`` spikes in a
+    step of one sample."""
     return frozenset(layer for layer, route in enumerate(ring.routes)
                      if route is not None and sent[layer - 1] > break_even(route))
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from modules.engines.event import compiled, costs, layout
-from modules.engines.event.layout import image_of, lay_out, layers_of, to_layer, to_pixels
+from modules.engines.event.layout import image_of, lay_out, layers_of, to_pixels
 from modules.engines.event.team import Share, chunks, team
 from modules.engines.ring import Outcome, Ring, RingEngine
+from modules.engines.routes import to_layer
 
 # Least and most steps between two looks at which layers want a dense product: the first ones follow a guess.
 FIRST_SEGMENT, SEGMENT = 1, 32
@@ -30,7 +31,6 @@ class EventEngine(RingEngine):
     name = "event"
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """See :class:`modules.engines.ring.RingEngine`."""
         if device.type != "cpu":
             return f"it is for CPUs, and the network is on '{device.type}'"
         if dtype not in (torch.float32, torch.float64):
@@ -38,7 +38,6 @@ class EventEngine(RingEngine):
         return compiled.obstacle()
 
     def simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
-        """See :class:`modules.engines.ring.RingEngine`."""
         plan = lay_out(ring, like)
         state = layout.State.at_rest(ring, plan, steps, counts)
         weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.traces.dtype)

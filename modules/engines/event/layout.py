@@ -13,8 +13,7 @@ from torch import Tensor
 
 from modules.engines.event.costs import TOGETHER
 from modules.engines.ring import Ring
-from modules.engines.routes import WIDTHS, as_image, padded
-from modules.synapses import Shape, layout
+from modules.engines.routes import WIDTHS, as_image, padded, pixel_by_pixel, to_layer
 
 ROOM = 16  # numbers behind lists, as they are read and written in whole vectors
 WORD = 64  # bits in which the spikes of a pixel are handled together
@@ -187,15 +186,9 @@ def image_of(L: np.void) -> tuple[int, int, int]:
 
 def to_pixels(tensor: Tensor, L: np.void) -> Tensor:
     """``(n, *shape)`` of the layer ``L`` as contiguous ``(n, height, width, padded channels)``, a view if it can be."""
-    image = tensor.movedim(1, -1) if tensor.ndim == 4 else tensor[:, None, None]
+    image = pixel_by_pixel(tensor)
     missing = int(L["padded"]) - image.shape[-1]
     return (F.pad(image, (0, missing)) if missing else image).contiguous()  # padding by nothing would copy
-
-
-def to_layer(pixels: Tensor, shape: Shape) -> Tensor:
-    """The reverse of :func:`to_pixels`, in the memory layout of simulations."""
-    image = pixels[..., :shape[0]].movedim(-1, 1).reshape(-1, *shape)
-    return image.contiguous(memory_format=layout(image))
 
 
 def layers_of(ring: Ring, plan: Plan, array: np.ndarray, like: Tensor) -> list[Tensor]:
