@@ -61,14 +61,9 @@ class Route(Window):
         return 0 if self.weight is None else self.source[0]
 
     @property
-    def _step(self) -> int:
-        """By how many taps a spike moves on when it moves one row or column on."""
-        return -self.stride if self.spreads else 1
-
-    @property
     def column_step(self) -> int:
         """By how many rows of weights a spike moves on when it moves one column to the right."""
-        return self._column * self._step
+        return self._column * (-self.stride if self.spreads else 1)
 
     def write_weights(self, rows: Tensor) -> None:
         """Write all rows, block by block, scaled, padded with zeros, to a flat tensor ``(rows * padded channels,)``."""
@@ -99,7 +94,7 @@ class Route(Window):
         the entries, source row and the first row of weights of the taps that lead from it."""
         begins, entries = [0], []
         for sources, tap in self._windows(0):
-            entries += [(row, (tap + row * self._step) * self.kernel[1] * self._column) for row in sources]
+            entries += [(row, (tap * self._column + row * self.column_step) * self.kernel[1]) for row in sources]
             begins.append(len(entries))
         return begins, entries
 
