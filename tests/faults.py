@@ -116,7 +116,7 @@ EVENT = {
     "bias left out": ("total = total + load(plan.bias, L.bias + channel, width)", "total = total"),
     "bias left out, chain": ("arriving = arriving + load(plan.bias, L.bias + channel, lanes)", "pass"),
     "current from outside left out, chain": ("arriving = arriving + load(current, outside, lanes)", "pass"),
-    "wrong gate, chain": ("up, down = only(up, gate), only(down, gate)", "pass"),
+    "wrong gate, chain": ("add_if(up, spikes & gate, 1 << step)", "add_if(up, spikes, 1 << step)"),
     "down spikes added": ("total = total - load(plan.weights", "total = total + load(plan.weights"),
     "keep mask ignored": ("total = potential + total * load(plan.keep, unit, width)", "total = potential + total"),
     "current from outside left out": ("total = total + load(current, frame + pixel * L.padded, width)", "pass"),

@@ -8,7 +8,7 @@ steps in which a unit fired are the bits of one number.
 import numpy as np
 
 from modules.engines.event.compiled import jit, variants
-from modules.engines.event.lanes import add_if, at, count, fill, load, load_bits, lowest, meets, only, put, store, union
+from modules.engines.event.lanes import add_if, at, count, fill, load, load_bits, lowest, meets, put, store, union
 from modules.engines.event.layout import STEP_BITS, STEPS, WORD
 from modules.engines.event.neurons import beyond, fire
 
@@ -167,9 +167,9 @@ def _steps_of(width, together):
                     if still:
                         left |= (ONE << np.uint64(step + 1)) & every
                     weight = weights[steps[0] + step]
-                    up, trace = add_if(up, spikes, 1 << step), add_if(trace, spikes, weight)
+                    up, trace = add_if(up, spikes & gate, 1 << step), add_if(trace, spikes, weight)
                     if both:
-                        down, trace = add_if(down, negative, 1 << step), add_if(trace, negative, -weight)
+                        down, trace = add_if(down, negative & gate, 1 << step), add_if(trace, negative, -weight)
                         spikes |= negative
                     if state.counts.size:
                         store(state.counts, unit, add_if(load(state.counts, unit, lanes), spikes, 1))
@@ -177,7 +177,6 @@ def _steps_of(width, together):
                     sent += count(spikes & gate)
                 store(state.potentials, unit, potential)
                 store(state.traces, unit, trace)
-                up, down = only(up, gate), only(down, gate)
             store(desk.up, trains + pixel * L.padded, up)
             if both:
                 store(desk.down, trains + pixel * L.padded, down)

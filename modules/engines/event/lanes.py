@@ -94,13 +94,6 @@ def _bits(builder, flags):
     return bits
 
 
-def _select(builder, bits, parts, others):
-    """Lanes of ``parts`` where the bit of a uint64 is set, of ``others`` elsewhere."""
-    words = [builder.trunc(builder.lshr(bits, INT64(PART * n)), ir.IntType(PART)) for n in range(len(parts))]
-    flags = [builder.bitcast(word, ir.VectorType(ir.IntType(1), PART)) for word in words]
-    return [builder.select(*lanes) for lanes in zip(flags, parts, others)]
-
-
 def _combine(builder, instruction, parts, other):
     """Parts combined by ``add``, ``sub`` or ``mul`` with others, lane by lane, or with a scalar."""
     others = other if isinstance(other, list) else [_splat(builder, other)] * len(parts)
@@ -171,13 +164,9 @@ _offer(operator.mul, "mul")
 @_operation(lambda lanes, bits, amount: lanes(lanes, types.uint64, lanes.dtype))
 def add_if(builder, lanes, bits, amount):
     """``lanes`` with ``amount`` added to those whose bit of ``bits``, a uint64, is set."""
-    return _select(builder, bits, _combine(builder, "add", lanes, amount), lanes)
-
-
-@_operation(lambda lanes, bits: lanes(lanes, types.uint64))
-def only(builder, lanes, bits):
-    """``lanes`` where the bit of ``bits`` is set, 0 elsewhere."""
-    return _select(builder, bits, lanes, [part.type(None) for part in lanes])
+    words = [builder.trunc(builder.lshr(bits, INT64(PART * n)), ir.IntType(PART)) for n in range(len(lanes))]
+    flags = [builder.bitcast(word, ir.VectorType(ir.IntType(1), PART)) for word in words]
+    return [builder.select(*parts) for parts in zip(flags, _combine(builder, "add", lanes, amount), lanes)]
 
 
 def _comparison(relation):
