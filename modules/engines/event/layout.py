@@ -34,7 +34,7 @@ LAYER = _record(
     "pool", "masked",  # kinds of route
     "window_rows", "window_columns")  # where the windows of its route begin
 WINDOW_ROW, WINDOW_COLUMN = _record("row", "shift"), _record("first", "after", "shift")  # see Route
-VISIT = _record("pixel", "begin", "middle", "end")  # in Scratch.rows, negative spikes begin in the middle
+VISIT = _record("pixel", "begin", "middle", "end")  # its spikes lie in Scratch.rows, negative ones from the middle on
 
 
 class Plan(NamedTuple):
@@ -115,8 +115,8 @@ class Desk(NamedTuple):
     """What one thread needs for some steps of one layer of one sample, where layers form a chain; memory likewise."""
 
     arriving: np.ndarray  # (STEPS * channels of a block), the currents into a pixel; zeros between two pixels
-    up: np.ndarray  # uint32 (2, units of the largest layer), spikes of a layer and of the one before, a bit for each
-    down: np.ndarray  # step, pixel by pixel
+    up: np.ndarray  # uint32 (2, units of the largest layer), spikes of a layer and of the one before, a bit for a step
+    down: np.ndarray  # likewise, negative ones
     spikes: np.ndarray  # int32, of the layer before: row of weights, a bit for the sign, and STEP_BITS for the step
     pointers: np.ndarray  # int32, for each image row, how many of its spikes came before each column
     sent: np.ndarray  # int64, number of spikes of each layer
