@@ -120,15 +120,21 @@ def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
     Args:
         source: pre-synaptic firing rates ``a``, ``(batch, *input_shape)``.
         error: gradient ``d`` of the loss for the current without dropout, ``(batch, *output_shape)``.
-        wanted: which of ``connection.tensors`` to differentiate for; the others come back as None.
+        wanted: which of ``connection.tensors`` to differentiate for; the others come back as None, as do further
+            parameters that the current does not use.
     """
     if error.device.type == "cpu" and not error.any():  # no spike came so far; a GPU would have to be waited for
         return [torch.zeros_like(t) if want else None for t, want in zip(connection.tensors, wanted)]
-    weight, bias, *further = connection.tensors
-    found = connection.synapse.parameter_gradients(source, weight, bias, error, wanted[:2])
+    synapse, weight, bias = connection.synapse, connection.weight, connection.bias
+    found, further = synapse.parameter_gradients(source, weight, bias, error, wanted[:2]), [None] * len(wanted[2:])
     if any(wanted[2:]):
-        return [*found, *connection.synapse.further_gradients(source, weight, bias, error, further)]
-    return [*found, *[None] * len(further)]
+        trained = [parameter for parameter in connection.further if parameter.requires_grad]
+        with torch.enable_grad():
+            current = synapse.current(source, weight, bias, connection.output_shape)
+        if current.requires_grad:
+            own = dict(zip(trained, torch.autograd.grad(current, trained, error, allow_unused=True)))
+            further = map(own.get, connection.further)
+    return [*found, *further]
 
 
 def _doubt(tensors: dict[str, Tensor | None]) -> Tensor | None:

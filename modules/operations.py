@@ -59,18 +59,12 @@ class Counts:
 
 
 def couplings(connection: Connection, like: Tensor) -> tuple[Arrivals, Arrivals]:
-    """The couplings of a connection that are not zero.
+    """By couplings that are not zero: how many of some units of the source (0 or 1 each) reach each unit of the target;
+    and how many of some units of the target each unit of the source reaches.
 
-    In a synapse of the library each is one entry of its weight. One of a user's own is probed: its transpose is asked
-    what each unit of its target is coupled to, which takes as many products as there are such units, and memory for all
-    couplings.
-
-    Args:
-        like: a tensor of the type and on the device of the simulation.
-
-    Returns:
-        How many of some units of the source (0 or 1 each) reach each unit of the target, and how many of some units of
-        the target each unit of the source reaches.
+    In a synapse of the library each coupling is one entry of its weight. One of a user's own is probed: its transpose
+    is asked what each unit of its target is coupled to, which takes as many products as there are such units, and
+    memory for all couplings. ``like``: a tensor of the type and on the device of the simulation.
     """
     synapse, weight, source, target = (connection.synapse, connection.weight, connection.input_shape,
                                        connection.output_shape)
@@ -151,23 +145,22 @@ class Recorder:
     @torch.no_grad()
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
         """See :class:`modules.engines.Engine`."""
-        samples, layers = x.shape[int(circuit.event_input)], range(len(circuit.feedforward))
-        counts = self.forward = Counts("forward", circuit.time_step, samples, [0.0] * len(layers), [0.0] * len(layers))
+        samples, n = x.shape[int(circuit.event_input)], len(circuit.feedforward)
+        counts = self.forward = Counts("forward", circuit.time_step, samples, [0.0] * n, [0.0] * n)
         ways = []
         kept = circuit.gates([x.new_ones(samples, *c.output_shape) for c in circuit.feedforward])
         for c, gate in zip(circuit.connections, kept):
             ways.append((c.name, _arrivals(couplings(c, x)[0], True, gate != 0)))
             counts.couplings[c.name] = _total(ways[-1][1](x.new_ones(samples, *c.input_shape)))
-        ring = [ways[-1] if circuit.has_feedback else None, *ways[1:len(layers)]]
-        neuron = _Counting(circuit.neuron, counts, ring, _inputs(circuit, x, ways[0], counts), layers, self.watch)
+        ring = [ways[-1] if circuit.has_feedback else None, *ways[1:n]]
+        neuron = _Counting(circuit.neuron, counts, ring, _inputs(circuit, x, ways[0], counts), range(n), self.watch)
         return DENSE.simulate_forward(replace(circuit, neuron=neuron), x)
 
     @torch.no_grad()
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
         """See :class:`modules.engines.Engine`."""
-        samples, layers = len(gradient), range(len(masks))
-        counts = self.backward = Counts("backward", circuit.time_step_back, samples, [0.0] * len(layers),
-                                        [0.0] * len(layers))
+        samples, n = len(gradient), len(masks)
+        counts = self.backward = Counts("backward", circuit.time_step_back, samples, [0.0] * n, [0.0] * n)
         masks, ways = [mask != 0 for mask in masks], []
         gates = circuit.gates([mask.to(gradient.dtype) for mask in masks])
         for c, gate, receives in zip(circuit.connections, gates, circuit.sources(None, masks)):
@@ -178,8 +171,8 @@ class Recorder:
                 ways.append((c.name, _arrivals(reached, senders, receives)))
                 counts.couplings[c.name] = _total(ways[-1][1](senders))
         ring = [ways.pop() if circuit.has_feedback else None, *ways[::-1]]
-        couple = _Counting(circuit.couple, counts, ring, itertools.repeat((gradient != 0) & masks[-1]), layers[::-1],
-                           self.watch)
+        driven = itertools.repeat((gradient != 0) & masks[-1])
+        couple = _Counting(circuit.couple, counts, ring, driven, range(n)[::-1], self.watch)
         return DENSE.simulate_backward(replace(circuit, couple=couple), gradient, masks)
 
 

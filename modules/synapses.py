@@ -121,16 +121,6 @@ class Synapse(nn.Module, ABC):
         found = iter(torch.autograd.grad(current, [t for t, want in zip(leaves, wanted) if want], error))
         return tuple(next(found) if want else None for want in wanted)
 
-    def further_gradients(self, source: Tensor, weight: Tensor | None, bias: Tensor | None, error: Tensor,
-                          further: list[Tensor]) -> tuple[Tensor | None, ...]:
-        """Gradients for other parameters of the synapse, None for one that ``current`` does not use; as above."""
-        wanted = [parameter for parameter in further if parameter.requires_grad]
-        with torch.enable_grad():
-            current = self.current(source, weight, bias, tuple(error.shape[1:]))
-        found = iter(torch.autograd.grad(current, wanted, error, allow_unused=True)
-                     if current.requires_grad else [None] * len(wanted))
-        return tuple(next(found) if parameter.requires_grad else None for parameter in further)
-
     def read(self) -> tuple[Tensor | None, ...]:
         """Weight, bias and further parameters as a simulation takes them.
 
