@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from modules import synapses
 from modules.circuit import Circuit, Connection
-from modules.engines.dense import DENSE
+from modules.engines.dense import DenseEngine
 from modules.engines.interface import BackwardResult, ForwardResult
 from modules.neurons import LIF, TernaryCouple
 
@@ -118,8 +118,8 @@ class _Counting:
         return result
 
 
-class Recorder:
-    """An engine that simulates as the dense one does, and counts what happens.
+class Recorder(DenseEngine):
+    """The dense engine, counting what happens.
 
     Args:
         watch: called after every step of a layer with the phase, the number of the layer, its potentials and its
@@ -144,7 +144,6 @@ class Recorder:
 
     @torch.no_grad()
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
-        """See :class:`modules.engines.Engine`."""
         samples, n = x.shape[int(circuit.event_input)], len(circuit.feedforward)
         counts = self.forward = Counts("forward", circuit.time_step, samples, [0.0] * n, [0.0] * n)
         ways = []
@@ -154,11 +153,10 @@ class Recorder:
             counts.couplings[c.name] = _total(ways[-1][1](x.new_ones(samples, *c.input_shape)))
         ring = [ways[-1] if circuit.has_feedback else None, *ways[1:n]]
         neuron = _Counting(circuit.neuron, counts, ring, _inputs(circuit, x, ways[0], counts), range(n), self.watch)
-        return DENSE.simulate_forward(replace(circuit, neuron=neuron), x)
+        return super().simulate_forward(replace(circuit, neuron=neuron), x)
 
     @torch.no_grad()
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-        """See :class:`modules.engines.Engine`."""
         samples, n = len(gradient), len(masks)
         counts = self.backward = Counts("backward", circuit.time_step_back, samples, [0.0] * n, [0.0] * n)
         masks, ways = [mask != 0 for mask in masks], []
@@ -173,7 +171,7 @@ class Recorder:
         ring = [ways.pop() if circuit.has_feedback else None, *ways[::-1]]
         driven = itertools.repeat((gradient != 0) & masks[-1])
         couple = _Counting(circuit.couple, counts, ring, driven, range(n)[::-1], self.watch)
-        return DENSE.simulate_backward(replace(circuit, couple=couple), gradient, masks)
+        return super().simulate_backward(replace(circuit, couple=couple), gradient, masks)
 
 
 def _arrivals(spread: Arrivals, senders: Tensor | bool, receivers: Tensor) -> Arrivals:
