@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from tests import preloaded
+
 REPOSITORY = Path(__file__).parents[1]
 # A second of training: few steps, few iterations.
 BRIEF = ("-t", "6", "-tb", "8", "--manualSeed", "3", "--gpu-id", "-1")
@@ -24,8 +26,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run(script: str, *flags: object, timeout: float = 120) -> subprocess.CompletedProcess:
     """Run a script to its end."""
-    return subprocess.run(command(script, *flags), cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
-                          timeout=timeout)
+    return preloaded.run(command(script, *flags), cwd=REPOSITORY, env=environment(), timeout=timeout)
 
 
 def succeed(script: str, *flags: object) -> str:

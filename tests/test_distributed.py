@@ -2,6 +2,7 @@
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from modules import FeedbackSNN, synapses
+from tests import preloaded
 from tests.cifar import make_batches
 from tests.processes import BRIEF, REPOSITORY, environment
 from tests.small import small
@@ -40,11 +42,21 @@ def launch(processes: int, float_type: str, *flags: object, launcher: tuple[str,
 
 
 def finish(processes: int, float_type: str, *flags: object) -> str:
-    """Output of a job that ends well."""
-    done = subprocess.run(launch(processes, float_type, *flags), cwd=REPOSITORY, env=environment(), capture_output=True,
-                          text=True, timeout=180)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    """Output of a job that ends well; its processes are told what a launcher would tell them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    job = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
+    ranks = [preloaded.Popen(launch(1, float_type, *flags), cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT,
+                             env=environment(**job and job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+             for rank in range(processes)]
+    try:
+        outputs = [rank.communicate(timeout=180)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert not any(rank.returncode for rank in ranks), outputs
+    return "".join(outputs)
 
 
 @contextmanager

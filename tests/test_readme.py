@@ -1,6 +1,5 @@
 """The README's blocks of code run as they stand, and what they add to the library does what it says."""
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from modules import IF, FeedbackSNN, TernaryCouple, notices, synapses
+from tests import preloaded
 from tests.processes import BRIEF, REPOSITORY, environment
 
 README = (REPOSITORY / "README.md").read_text()
@@ -22,8 +22,8 @@ def script(tmp_path, monkeypatch):
     def run(name: str, *flags: object, fails: bool = False) -> str:
         path = tmp_path / name
         path.write_text(BLOCKS[name])
-        done = subprocess.run([sys.executable, str(path), *map(str, flags)], cwd=tmp_path, env=environment(),
-                              capture_output=True, text=True, timeout=300)
+        done = preloaded.run([sys.executable, str(path), *map(str, flags)], cwd=tmp_path, env=environment(),
+                             timeout=300)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import preloaded
 from tests.cifar import make_batches
 from tests.processes import BRIEF, REPOSITORY, command, environment, run, same_state, succeed
 from tests.small import small, stored
@@ -31,8 +32,9 @@ LENET = ("mnist_lenet.py", "-d", "digits", *BRIEF, "--test-limit", 40)
 @contextmanager
 def running(*arguments: object, **settings) -> Iterator[subprocess.Popen]:
     """A script in the background, killed at the end if it still runs."""
-    process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, **settings)
+    popen = subprocess.Popen if settings else preloaded.Popen
+    process = popen(command(*arguments), cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT, text=True, **settings)
     try:
         yield process
     finally:

@@ -1,0 +1,105 @@
+"""Scripts as processes that find their libraries imported: each is a fork of a process that has done nothing else.
+
+A fork has signals, files and an end of its own, as any process has; it only is there three seconds sooner. What has to
+begin with an interpreter (variables that libraries read when they are imported, limits, sessions) needs
+``subprocess.Popen``.
+"""
+import ctypes
+import functools
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Popen(subprocess.Popen):
+    """``subprocess.Popen`` of ``[python, SCRIPT or -m MODULE, ...]``, with ``cwd``, ``env`` and pipes of output."""
+
+    def _execute_child(self, command: list[str], *rest: Any) -> None:
+        (cwd, env), pipes = rest[4:6], rest[9:15]
+        request = json.dumps({"command": command[1:], "cwd": str(cwd), "env": env}).encode()
+        prctl = ctypes.CDLL(None).prctl
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent ends is a child of this process then
+        socket.send_fds(_server(), [len(request).to_bytes(4, "big")], [pipes[3], 2 if pipes[5] == -1 else pipes[5]])
+        _server().sendall(request)
+        self.pid, self._child_created = int.from_bytes(_server().recv(4, socket.MSG_WAITALL), "big"), True
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+        self._close_pipe_fds(*pipes)
+
+
+def run(command: list[str], *, cwd: str | Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
+    """``subprocess.run`` of such a command, with its output as text."""
+    with Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            output = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, *output)
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Where the process that forks takes requests; it ends when this one does."""
+    own, its = socket.socketpair()
+    with its:
+        subprocess.Popen([sys.executable, "-m", "tests.preloaded", str(its.fileno())], cwd=Path(__file__).parents[1],
+                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()],
+                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return own
+
+
+def serve(requests: socket.socket) -> list[str]:
+    """Fork for every request; return, in the fork, its command line."""
+    import sklearn.datasets  # noqa: F401
+
+    import benchmarks.speed  # noqa: F401
+    import mnist_lenet  # noqa: F401
+    from modules.engines.event import compiled
+    from utils import figures
+    compiled.load("kernels")
+    figures.new_figure(1, 1, width=1, height=1)
+    assert len(os.listdir("/proc/self/task")) == 1  # no other thread would be there in a fork
+    while True:
+        size, files, *_ = socket.recv_fds(requests, 4, 2)
+        if not size:
+            sys.exit()
+        request = json.loads(requests.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+        between = os.fork()
+        if between:
+            os.waitpid(between, 0)
+            for file in files:
+                os.close(file)
+            continue
+        between = os.getpid()
+        pid = os.fork()
+        if pid:
+            os._exit(0)
+        while os.getppid() == between:
+            pass
+        requests.sendall(os.getpid().to_bytes(4, "big"))
+        requests.close()
+        for number, file in enumerate(files, start=1):
+            os.dup2(file, number)
+            os.close(file)
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["env"])
+        return request["command"]
+
+
+if __name__ == "__main__":
+    sys.argv = serve(socket.socket(fileno=int(sys.argv[1])))
+    if sys.argv[0] == "-m":
+        _, module, *_ = sys.argv
+        sys.argv = sys.argv[1:]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+        runpy.run_path(sys.argv[0], run_name="__main__")
