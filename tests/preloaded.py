@@ -4,6 +4,7 @@ A fork has signals, files and an end of its own, as any process has; it only is 
 begin with an interpreter (variables that libraries read when they are imported, limits, sessions) needs
 ``subprocess.Popen``.
 """
+import atexit
 import ctypes
 import functools
 import json
@@ -47,6 +48,7 @@ def run(command: list[str], *, cwd: str | Path, env: dict[str, str], timeout: fl
 def _server() -> socket.socket:
     """Where the process that forks takes requests; it ends when this one does."""
     own, its = socket.socketpair()
+    atexit.register(own.close)
     with its:
         subprocess.Popen([sys.executable, "-m", "tests.preloaded", str(its.fileno())], cwd=Path(__file__).parents[1],
                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()],
