@@ -6,7 +6,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from models import LeNet, dynamics
-from utils.experiment import Experiment
+from utils.experiment import Experiment, make_optimizer
+from utils.run import Run
 
 IMAGES, LABELS = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 
@@ -38,6 +39,15 @@ def small(**changes) -> Experiment:
                 "dataset_defaults": {"noise": {}, "louder": {"noise_level": 2.0}}, "build_model": build_model,
                 "build_data": build_data, "flags": [dynamics.add_arguments, add_flags]}
     return Experiment("A manual.", **{**settings, **changes})
+
+
+def made(folder: Path, *flags: object, **changes) -> Run:
+    """A run of it, seed 3, that has not begun."""
+    experiment = small(**changes)
+    args = experiment.arguments([*map(str, flags)])
+    model = experiment.build_model(args)
+    return Run(args, folder, 3, torch.device("cpu"), model, make_optimizer(model, args),
+               *experiment.loaders(args, seed=3))
 
 
 def stored(folder: Path, name: str = "checkpoint.pth.tar") -> dict[str, Any]:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
-from tests.small import IMAGES, LABELS, small, stored
+from tests.small import IMAGES, LABELS, made, small, stored
 from tests.test_runs import sentence, train
-from utils import metrics, progress
+from utils import checkpoint, figures, logs, metrics, progress, training
 from utils.cli import Arguments, Invocation
 from utils.distributed import World
 from utils.experiment import agreed, make_optimizer
@@ -168,3 +168,32 @@ def test_plain_lines_tell_the_time_of_an_iteration(tmp_path, monkeypatch, capsys
     seconds = float(line.partition("rate ")[2].rpartition(" s an iteration")[0].rpartition(", ")[2])
     row = next(row for row in metrics.read(tmp_path) if row["iteration"] == 5)
     assert seconds == pytest.approx(row["seconds"], rel=0.5)
+
+
+# Parts of a run, one by one
+
+
+@pytest.fixture
+def unpictured(monkeypatch) -> None:
+    """No pictures, which take most of the time of a short run."""
+    monkeypatch.setattr(logs, "_draw", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
+
+
+def test_a_checkpoint_is_written_when_it_is_due(tmp_path, monkeypatch, unpictured) -> None:
+    """Every two iterations of the run, not of an epoch, which has three; its rows of metrics outlast a power cut."""
+    saved, lasting, append = [], [], metrics.append
+
+    def note(folder, rows, **settings) -> None:
+        lasting.append(settings["lasting"])
+        append(folder, rows, **settings)
+
+    def save(contents, *_) -> None:
+        rows = [row["iteration"] for row in metrics.read(tmp_path) if row["phase"] == "train"]
+        assert lasting[-1] and rows == list(range(1, contents["iteration"] + 1))
+        saved.append(contents["iteration"])
+
+    monkeypatch.setattr(metrics, "append", note)
+    monkeypatch.setattr(checkpoint, "save", save)
+    training.fit(made(tmp_path, "--save-every", 2, "--log-every", 1))
+    assert saved == [2, 3, 4, 6, 6]

@@ -97,6 +97,7 @@ class PendingRows:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._waiting: list[tuple[dict[str, Any], Meters, Callable[[], float] | None]] = []
+        self._lasting = True  # whether what is in the file would outlast a power cut
 
     def note(self, row: dict[str, Any], meters: Meters, seconds: Callable[[], float] | None = None) -> None:
         """Keep a row until :meth:`write`.
@@ -121,7 +122,8 @@ class PendingRows:
             results = merged(meters).results()
             rows.append({**row, **{name: value for name, value in results.items() if value is not None},
                          **({"seconds": seconds()} if seconds else {})})
-        if rows and leads:
+        if leads and (rows or lasting and not self._lasting):
             self.folder.mkdir(parents=True, exist_ok=True)
             append(self.folder, rows, lasting=lasting)
+            self._lasting = lasting
         self._waiting.clear()
