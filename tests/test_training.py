@@ -14,9 +14,11 @@ from tests.test_runs import sentence, train
 from utils import checkpoint, figures, logs, metrics, progress, training
 from utils.cli import Arguments, Invocation
 from utils.distributed import World
-from utils.experiment import agreed, make_optimizer
+from utils.experiment import agreed, make_optimizer, summary
+from utils.folder import arrange
 from utils.loading import Batches
 from utils.logs import read_log, write_log
+from utils.run import RunState
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -116,7 +118,8 @@ def test_stored_values_that_no_flag_takes(tmp_path) -> None:
 def test_the_drive_is_compared_with_the_experiments_own(tmp_path, capsys) -> None:
     for flags, words in ((("--train-batch", 16), "so backward spikes are fewer; --scale_factor 200 would"),
                          (("--scale_factor", 200), "so backward spikes are more; --scale_factor 100 would"),
-                         (("--train-batch", 16, "--scale_factor", 200), None)):
+                         (("--scale_factor", 103), "so backward spikes are more; --scale_factor 100 would"),
+                         (("--scale_factor", 100.5), None), (("--train-batch", 16, "--scale_factor", 200), None)):
         train("-c", tmp_path, "--dry-run", *flags)
         out = capsys.readouterr().out
         assert words in out if words else "so backward spikes" not in out
@@ -197,3 +200,124 @@ def test_a_checkpoint_is_written_when_it_is_due(tmp_path, monkeypatch, unpicture
     monkeypatch.setattr(checkpoint, "save", save)
     training.fit(made(tmp_path, "--save-every", 2, "--log-every", 1))
     assert saved == [2, 3, 4, 6, 6]
+
+
+def test_seconds_of_an_iteration_are_of_training(tmp_path, monkeypatch, unpictured) -> None:
+    """A row that begins before an evaluation and ends after it leaves that out."""
+    now = [0.0]
+
+    def taking(seconds: float, work):
+        def timed(*arguments, **named):
+            now[0] += seconds
+            return work(*arguments, **named)
+
+        return timed
+
+    monkeypatch.setattr(metrics, "time", argparse.Namespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(training, "train_on", taking(1, training.train_on))
+    monkeypatch.setattr(training, "evaluate", taking(1000, training.evaluate))
+    training.fit(made(tmp_path, "--log-every", 2))
+    assert [row["seconds"] for row in metrics.read(tmp_path) if row["phase"] == "train"] == [1, 1, 1]
+
+
+def test_what_is_trained_already_is_not_trained_again(tmp_path) -> None:
+    """A run that was stopped while it evaluated after ``--max-iters`` evaluates alone."""
+    run = made(tmp_path, "--max-iters", 2)
+    results = training.train_one_epoch(run, run.model)
+    assert training.train_one_epoch(run, run.model) == results and run.state.iteration == 2
+
+
+def test_another_batch_after_the_last_sample(tmp_path) -> None:
+    """Three batches of 10 are all 24 samples, and so are six of 4."""
+    run = made(tmp_path, "--train-batch", 4)
+    run.load_state_dict({"epoch": 1, "batch": 3, "iteration": 6, "arguments": {"train_batch": 10}}, tmp_path)
+    assert (run.state.epoch, run.state.batch) == (1, 6)
+
+
+def test_the_log_of_a_published_checkpoint_ends_with_it(tmp_path) -> None:
+    """Its best network is older than the log beside it."""
+    lines = ["\t".join(logs.COLUMNS), *("\t".join([f"{epoch}.5"] * 8) for epoch in range(3))]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    run = made(tmp_path)
+    run.load_state_dict({"epoch": 2}, tmp_path)
+    assert run.state.history == [[0.5] * 8, [1.5] * 8] and run.state.iteration == 6
+
+
+def test_an_epoch_in_log_and_words(tmp_path, unpictured, capsys) -> None:
+    """Every number in its column, with the learning rate of the last iteration; a line each for training and test."""
+    run = made(tmp_path, "--warmup", 10)
+    run.state = RunState(batch=3, iteration=3)
+    trained = {"loss": 1.5, "top1": 20.0, "top5": 60.0, "forward_rate": 0.25, "backward_rate": 0.125,
+               "backward_rates": [0.125], "saturated": 0.0}
+    training.finish_epoch(run, trained, {"loss": 2.5, "top1": 30.0, "top5": 70.0, "forward_rate": 0.5})
+    assert read_log(tmp_path) == run.state.history == [[pytest.approx(0.03), 1.5, 2.5, 20.0, 30.0, 0.25, 0.125, 0.5]]
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "epoch 1/2, 3 iterations",
+        "  train: loss 1.5000, top-1 20.00%, top-5 60.00%, forward rate 0.2500, backward rate 0.1250",
+        "  test:  loss 2.5000, top-1 30.00%, top-5 70.00%, forward rate 0.5000"]
+    assert (run.state.epoch, run.state.batch, run.state.best_acc) == (1, 0, 30.0)
+
+
+def test_going_to_an_epoch(tmp_path) -> None:
+    """What came before it stays: rows of the log, the best accuracy, warnings that were given."""
+    run = made(tmp_path)
+    run.state = RunState(epoch=2, batch=1, iteration=7, best_acc=40.0, history=[[1.0] * 8, [2.0] * 8],
+                         warned=["starved"])
+    run.start_at(1)
+    assert run.state == RunState(epoch=1, iteration=3, best_acc=40.0, history=[[1.0] * 8], warned=["starved"],
+                                 meters=run.state.meters, window=run.state.window)
+    assert not run.state.meters.sums and not run.state.window.sums
+
+
+def test_a_new_run_begins_at_the_epoch_that_it_is_told(tmp_path) -> None:
+    """``--start-epoch`` without ``--resume``, as the published scripts take it: the second of two epochs."""
+    train("-c", tmp_path, "--start-epoch", 1, "--max-iters", 5, "--schedule", 1)
+    state = stored(tmp_path)
+    assert (state["epoch"], state["batch"], state["iteration"]) == (1, 2, 5)
+    assert read_log(tmp_path)[0][0] == pytest.approx(0.01)
+
+
+def test_what_an_evaluation_says(tmp_path, monkeypatch, capsys) -> None:
+    """Of ``--evaluate`` results alone; in training, plain lines of progress too."""
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    run = made(tmp_path)
+    training.evaluate(run)
+    assert capsys.readouterr().out.startswith("test, batch 1/1: loss ")
+    run = replace(run, args=Arguments({**vars(run.args), "evaluate": True, "optimizer": "Adam"}))
+    training.evaluate(run)
+    run.load_state_dict({"epoch": 1, "optimizer": None}, tmp_path)
+    assert capsys.readouterr().out == ""
+    invocation = Invocation(args=run.args, folder=tmp_path, seed=3, usual_drive=12.5)
+    assert "Adam does not see" not in summary(run, invocation)
+    trained = replace(run, args=Arguments({**vars(run.args), "evaluate": False}))
+    assert "Adam does not see" in summary(trained, invocation)
+
+
+def test_files_of_a_run_that_goes_on(tmp_path, monkeypatch, unpictured) -> None:
+    """In its folder, however that is spelt; in another one; before its first epoch; stopped while it was evaluated."""
+    row, rows = [0.5] * 8, [{"phase": phase, "iteration": 3} for phase in ("train", "test")]
+    first, other = tmp_path / "first", tmp_path / "other"
+    run = made(first)
+    run.state = RunState(epoch=1, iteration=3, best_acc=30.0, history=[row], evaluated=False)
+    run.save(best=True, rows=[row])
+    metrics.append(first, rows, lasting=False)
+    monkeypatch.chdir(tmp_path)
+    found = checkpoint.load(Path("first", "checkpoint.pth.tar"))
+
+    def gone_on(folder: Path, epoch: int | None = None):
+        folder.mkdir(exist_ok=True)
+        again = made(folder)
+        again.resume(found)
+        if epoch is not None:
+            again.start_at(epoch)
+        arrange(again, found)
+        return again
+
+    again = gone_on(other)
+    assert (other / "model_best.pth.tar").read_bytes() == (first / "model_best.pth.tar").read_bytes()
+    assert again.state.best_acc == 30.0 and metrics.read(other) == rows[:1]
+    assert gone_on(first).state.best_acc == 30.0 and metrics.read(first) == rows[:1]
+    assert not list(first.glob("previous-*"))
+    again = gone_on(first, epoch=0)  # of which there is neither a log nor a best network
+    assert again.state.best_acc == -1.0 and (first / "previous-1" / "log.txt").exists()
+    assert sorted(path.name for path in first.iterdir()) == ["checkpoint.pth.tar", "metrics.jsonl", "previous-1"]

@@ -122,7 +122,7 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
 
     add, once = group("optimisation")
     add("--epochs", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, help="passes over the training data")
-    once("--start-epoch", type=int, must=AT_LEAST_0, help="restart at this epoch (from 0), not where a run stopped")
+    once("--start-epoch", type=int, must=AT_LEAST_0, help="begin at this epoch (from 0), not where a run stopped")
     once("--max-iters", type=int, must=AT_LEAST_1, metavar="N", help="stop after N iterations in all, evaluate, save")
     add("--train-batch", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, experiment=True,
         help="samples in a training batch")

@@ -100,6 +100,8 @@ class Experiment:
             load_network(model, found.contents, found.path, new_readout=True)
         elif found:
             run.resume(found)
+        if args.start_epoch is not None:
+            run.start_at(args.start_epoch)
         say(summary(run, invocation))
         if args.dry_run:
             check_data(run)

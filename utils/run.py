@@ -146,7 +146,7 @@ class Run:
                 **self.state.state_dict(), "random_state": random_state()}
 
     def load_state_dict(self, stored: Mapping[str, Any], folder: Path) -> None:
-        """Take over all but the network, whatever is there; ``--start-epoch`` has the last word.
+        """Take over all but the network, whatever is there.
 
         A published checkpoint has its history in the log in ``folder`` alone.
         """
@@ -169,12 +169,14 @@ class Run:
         state.batch = min(batch, batches)
         if not self.world.leads:
             state.meters, state.window = Meters(), Meters()  # the stored sums are over all processes
-        if args.start_epoch is not None:
-            self.state = RunState(epoch=args.start_epoch, iteration=args.start_epoch * batches,
-                                  best_acc=state.best_acc, history=state.history[:args.start_epoch],
-                                  warned=state.warned)
         if "random_state" in stored:
             set_random_state(stored["random_state"])
+
+    def start_at(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, from 0; what is known of those before it stays."""
+        state = self.state
+        self.state = RunState(epoch=epoch, iteration=epoch * len(self.train_loader), best_acc=state.best_acc,
+                              history=state.history[:epoch], warned=state.warned)
 
 
 @contextmanager
