@@ -1,8 +1,13 @@
 """Experiments as objects: defaults, what settles an argument, flags of a script's own, mistakes and faults."""
 import copy
+import json
+import platform
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -13,8 +18,11 @@ import cifar_cifarnetf
 import dvs_cifar_convnetf
 import mnist_lenet
 from models import dynamics
-from tests.small import IMAGES, LABELS, small
+from tests.small import IMAGES, LABELS, made, small
+from utils import distributed, provenance
+from utils.cli import Arguments
 from utils.errors import UserError
+from utils.experiment import choose_device, seed_everything
 
 OLD = Path(__file__).parent / "golden" / "run_at_85cf78f.pth.tar"
 
@@ -239,3 +247,121 @@ def test_checkpoint_of_before(tmp_path, capsys) -> None:
     assert {"starved", "saturated"} >= set(new["warned"]) >= set(old["warned"])
     moved = new["optimizer"]["state"][0]["momentum_buffer"] - old["optimizer"]["state"][0]["momentum_buffer"]
     assert moved.abs().max() > 0 and new["state_dict"].keys() == old["state_dict"].keys()
+
+
+# Flags
+
+
+def test_what_every_flag_is_to_a_run() -> None:
+    """Of another experiment with another value, or said of one invocation and not taken over, or neither."""
+    flags = dvs_cifar_convnetf.EXPERIMENT._parser().flags
+    assert {name for name, flag in flags.items() if flag.experiment} == {
+        "dataset", "train_batch", "optimizer", "scale_factor", "manualSeed", "time_step", "time_step_back", "vth",
+        "vth_back", "u_rest", "u_rest_back", "leaky", "drop", "method", "data_len", "frames"}
+    assert {name for name, flag in flags.items() if not flag.stored} == {
+        "test_limit", "start_epoch", "max_iters", "checkpoint", "resume", "new_readout", "export", "override",
+        "evaluate", "gpu_id", "report", "report_samples", "dry_run"}
+
+
+@pytest.mark.parametrize("flags", [
+    "--epochs 0", "--start-epoch -1", "--warmup -1", "--momentum -0.1", "--momentum nan", "--weight-decay -1",
+    "--weight-decay inf", "--gamma 0", "--schedule 0 4", f"--manualSeed {2**63}", "--log-every -1", "--test-limit 0",
+    "--report-samples 0", "--ide-tolerance 0", "--ide-max-sweeps 0"])
+def test_values_out_of_range(flags: str) -> None:
+    """The rest of what tests of the scripts refuse."""
+    name, *values = flags.split()
+    with pytest.raises(UserError, match=f"^{name} must .*{values[0]}"):
+        small().arguments(flags.split())
+
+
+def test_values_at_the_ends_of_their_range() -> None:
+    assert small()._parse(["--manualSeed", "0"]).seed == 0
+    assert small()._parse(["--manualSeed", str(2**63 - 1)]).seed == 2**63 - 1
+    zeros = "--log-every 0 --warmup 0 --momentum 0 --weight-decay 0 --start-epoch 0 --schedule"
+    args = small().arguments(zeros.split())
+    assert (args.log_every, args.warmup, args.momentum, args.weight_decay, args.start_epoch) == (0, 0, 0, 0, 0)
+    assert args.schedule == []
+    seed_everything(2**63 - 1, deterministic=False)  # although NumPy takes 32 bits
+
+
+def test_where_a_run_writes(monkeypatch) -> None:
+    """A name is a folder in checkpoints/, made of script and data set unless given; a path is what it is."""
+    monkeypatch.setattr("sys.argv", ["scripts/mine.py"])
+    for flags, folder in (((), "checkpoints/mine-noise"), (("-d", "louder"), "checkpoints/mine-louder"),
+                          (("-c", "x"), "checkpoints/x"), (("-c", "x/y"), "x/y"), (("-c", "./x"), "x"),
+                          (("--resume", "auto"), "checkpoints/mine-noise")):
+        assert small()._parse(flags).folder == Path(folder)
+
+
+def test_the_usual_drive_is_that_of_the_data_set() -> None:
+    assert cifar_cifarnetf.EXPERIMENT._parse(["-d", "cifar100"]).usual_drive == 500 / 128
+    assert cifar_cifarnetf.EXPERIMENT._parse(["-d", "cifar10", "--scale_factor", "1"]).usual_drive == 400 / 128
+
+
+def test_flags_that_a_checkpoint_does_not_know(tmp_path) -> None:
+    """A flag that is newer than the file has the default of the file's data set; of the one that is given instead."""
+    file = tmp_path / "checkpoint.pth.tar"
+    torch.save({"state_dict": {"w": torch.ones(1)}, "arguments": {"dataset": "louder", "lr": 0.5}}, file)
+    args = small().arguments(["--resume", str(file)])
+    assert (args.noise_level, args.lr) == (2.0, 0.5)
+    assert small().arguments(["--resume", str(file), "-d", "noise", "--override"]).noise_level == 0.5
+
+
+def test_what_needs_no_override(tmp_path) -> None:
+    """Nothing is overridden where nothing goes on: by an evaluation, by a new readout."""
+    file = tmp_path / "checkpoint.pth.tar"
+    torch.save({"state_dict": {"w": torch.ones(1)}, "arguments": {"time_step": 4}}, file)
+    with pytest.raises(UserError, match="add --override"):
+        small().arguments(["--resume", str(file), "-t", "9"])
+    for flag in ("--evaluate", "--new-readout", "--override"):
+        assert small().arguments(["--resume", str(file), "-t", "9", flag]).time_step == 9
+    for flags in (["--evaluate"], ["--export", "x"], ["--new-readout"]):
+        with pytest.raises(UserError, match=f"^{flags[0]} needs a checkpoint"):
+            small().arguments(flags)
+
+
+# Devices, and where numbers come from
+
+
+def test_which_gpu(monkeypatch) -> None:
+    """The one of its number; of several processes, each the one at its place."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert [choose_device(number, 1).index for number in ("0", "1", "-1")] == [0, 1, None]
+    with pytest.raises(UserError, match="there is no GPU 2: this machine has 2"):
+        choose_device("2", 1)
+    monkeypatch.setattr(distributed, "local_rank", lambda: 1)
+    assert choose_device("0", 2).index == 1 and choose_device("1,0", 2).index == 0
+    monkeypatch.setattr(distributed, "local_rank", lambda: 2)
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU: start at most 2"):
+        choose_device("0", 3)
+
+
+def test_provenance(tmp_path, monkeypatch) -> None:
+    """Everything that numbers depend on, and the script as it was."""
+    script, folder = tmp_path / "mine.py", tmp_path / "run"
+    script.write_text("pass")
+    folder.mkdir()
+    monkeypatch.setattr("sys.argv", [str(script), "--lr", "1"])
+    monkeypatch.setattr(provenance, "git_state", lambda source: {"source": str(source)})
+    provenance.record(folder, Arguments({"lr": 1.0, "manualSeed": None}), seed=3, device="a GPU")
+    own = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    assert json.loads((folder / "args.json").read_text()) == {
+        "command": [str(script), "--lr", "1"], "arguments": {"lr": 1.0, "manualSeed": 3}, "versions": own,
+        "device": "a GPU", "git": {"source": str(tmp_path)}}
+    assert (folder / "script.py").read_text() == "pass"
+    assert made(tmp_path).state_dict()["versions"] == own
+
+
+@pytest.mark.parametrize("changes, dirty", [("", False), (" M mnist_lenet.py\n", True)])
+def test_source_of_a_run(changes: str, dirty: bool, monkeypatch) -> None:
+    """Its commit, and whether files differ from that; nothing where there is no git."""
+    def git(command, **_):
+        return SimpleNamespace(stdout="85cf78f\n" if command[3] == "rev-parse" else changes)
+
+    monkeypatch.setattr(provenance.subprocess, "run", git)
+    assert provenance.git_state(Path(".")) == {"commit": "85cf78f", "dirty": dirty}
+    for error in (FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")):
+        monkeypatch.setattr(provenance.subprocess, "run", raising(error))
+        assert provenance.git_state(Path(".")) is None

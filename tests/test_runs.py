@@ -20,6 +20,7 @@ from utils import checkpoint, logs, metrics, report
 from utils.errors import UserError
 from utils.files import FolderLock
 from utils.finite import Watch, first_bad
+from utils.provenance import versions
 
 SEED = ("--manualSeed", "3")
 
@@ -141,17 +142,20 @@ def test_a_report_is_written_to_a_folder_that_is_held(folder, monkeypatch) -> No
     """At the end of a training and of an evaluation, which is refused at once where a run goes on; not by a dry run."""
     written = []
 
-    def write(*_, **__) -> None:
+    def write(model, inputs, targets, target, **settings) -> None:
         with pytest.raises(UserError, match=f"{folder} is in use by process {os.getpid()}"):
             FolderLock(folder, wait=False).__enter__()
-        written.append(1)
+        count = settings["samples"]
+        assert torch.equal(inputs, IMAGES[:count]) and torch.equal(targets, LABELS[:count])
+        assert settings == {"samples": count, "scale_factor": 100.0, "batch": 8} and target == folder / "report"
+        written.append(count)
 
     monkeypatch.setattr(report, "write", write)
     last = folder / "checkpoint.pth.tar"
     train("-c", folder, "--resume", "auto", "--epochs", 4, "--report")
-    train("--resume", last, "--evaluate", "--report")
+    train("--resume", last, "--evaluate", "--report", "--report-samples", 5)
     train("--resume", last, "--dry-run", "--report")
-    assert len(written) == 2 and not list(folder.glob(".*"))
+    assert written == [24, 5] and not list(folder.glob(".*"))  # all that there are, or as many as asked for
     with FolderLock(folder, wait=False):
         assert f"{folder} is in use" in sentence("--resume", last, "--evaluate", "--report")
     assert len(written) == 2
@@ -425,7 +429,10 @@ def test_export(folder, capsys) -> None:
     assert f"{file} holds the LeNet of" in capsys.readouterr().out
     found = torch.load(file, weights_only=True)
     assert "optimizer" not in found and "random_state" not in found
-    assert equal(found["state_dict"], stored(folder, "model_best.pth.tar")["state_dict"])
+    best = stored(folder, "model_best.pth.tar")
+    assert all(found[name] == best[name] for name in ("epoch", "iteration", "best_acc"))
+    assert found["arguments"]["manualSeed"] == 3 and found["versions"] == versions()
+    assert equal(found["state_dict"], best["state_dict"])
     assert file.stat().st_size < 0.7 * (folder / "model_best.pth.tar").stat().st_size
     outputs = []
     for resumed in (folder / "model_best.pth.tar", file):
@@ -517,7 +524,9 @@ def test_adam_is_told_of_its_learning_rate(tmp_path, capsys) -> None:
     assert "in effect" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         small().main(["--help"])
-    assert "Adam does not see" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Adam does not see" in shown
+    assert "samples in a training batch (default: 8)" in shown and "default: False" not in shown
 
 
 def test_home_is_expanded(monkeypatch, tmp_path) -> None:
