@@ -9,6 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,3 +118,12 @@ def test_contents_of_wrong_kind(trained, tmp_path, monkeypatch, name, value) -> 
     torch.save({**checkpoint.load(trained).contents, name: value}, path)
     sentence = resume(path, monkeypatch)
     assert sentence is not None or name == "evaluated"
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_files_of_other_programs(key, tmp_path) -> None:
+    """A network under another name, and an accuracy that is a number of NumPy's."""
+    for kind in (np.float32, np.float64, np.int64):
+        torch.save({key: {"w": torch.ones(1)}, "best_acc": kind(50)}, tmp_path / "file")
+        found = checkpoint.load(tmp_path / "file").contents
+        assert equal(found["state_dict"], {"w": torch.ones(1)}) and found["best_acc"] == 50

@@ -292,3 +292,22 @@ def test_classes_that_differ(own, part, name, words):
         (own / part / empty).mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match=f"a class in .*{part} has no images"):
         loaders(own)
+
+
+# Augmentation
+
+
+def test_augmentation_comes_before_normalisation(monkeypatch):
+    """Of training images alone, which are then no longer kept: a crop pads with black, not with the mean."""
+    half = {True: Image.new("L", (2, 2), 255), False: Image.new("L", (2, 2), 51)}
+
+    def load(name, root, *, train, transform=None):
+        return [(transform(half[train]) if transform else half[train], 3)]
+
+    monkeypatch.setattr(images, "load", load)
+    train, test, transform = images.normalised("own", "", mean=(0.5,), std=(0.25,), augmentation=[transforms.Pad(1)])
+    found = transform(train[0][0])
+    assert found.shape == (1, 4, 4) and found.unique().tolist() == [-2.0, 2.0]
+    assert test[0][0].unique().tolist() == pytest.approx([(0.2 - 0.5) / 0.25])
+    train, _, transform = images.normalised("own", "", mean=(0.5,), std=(0.25,))
+    assert transform is None and train[0][0].unique().tolist() == [2.0]

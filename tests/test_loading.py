@@ -1,6 +1,7 @@
 """Data order and randomness as functions of seed, epoch and sample."""
 import argparse
 import pickle
+import socket
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.utils.data import TensorDataset
 
 from data import images
 from data.kept import Kept
+from utils import loading
 from utils.loading import Batches, derive_seed, make_loaders
 
 
@@ -73,6 +75,18 @@ def test_shares_of_several_processes(ranks: int) -> None:
     assert sorted(samples) == sorted(epoch())  # augmented alike, with the same keys
 
 
+def test_test_data(monkeypatch) -> None:
+    """In their order, as they are, the first so many or all that there are; no more workers than cores."""
+    monkeypatch.setattr(loading, "cores", lambda: 1)
+    data = TensorDataset(torch.arange(10.0), torch.arange(10))
+    for limit, count in ((None, 10), (7, 7), (99, 10)):
+        args = argparse.Namespace(train_batch=4, test_batch=3, workers=4, test_limit=limit)
+        train, test = make_loaders(data, data, args, transform=lambda x: x + 1, seed=5)
+        assert (train.num_workers, test.num_workers, len(test.dataset)) == (1, 1, count)
+        places = [place for batch in test.batch_sampler for place in batch]
+        assert [test.dataset[place][:2] for place in places] == [(index, index) for index in range(count)]
+
+
 def test_digits() -> None:
     """1,797 images, split 80/20 with the same share of every class, disjoint and fixed."""
     train, test = (images.load("digits", "", train=half) for half in (True, False))
@@ -87,14 +101,18 @@ def test_digits() -> None:
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_missing_data_without_a_network(name: str, tmp_path, monkeypatch) -> None:
-    """One sentence that says where files belong, when the download fails."""
+    """One sentence that says where files belong, when the download fails; nobody waits for a firewall for ever."""
+    waits = []
+
     def refuse(*_, **__):
+        waits.append(socket.getdefaulttimeout())
         raise OSError("no route to host")
 
     monkeypatch.setattr("socket.create_connection", refuse)
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(ValueError, match="could not be downloaded.*put its files there"):
         images.load(name, tmp_path, train=True)
+    assert set(waits) == {images.CONNECT_TIMEOUT} and socket.getdefaulttimeout() is None
 
 
 class Counted(TensorDataset):

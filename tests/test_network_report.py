@@ -227,3 +227,14 @@ def test_lines_differ_in_grey() -> None:
     lightness = [0.3 * style["color"][0] + 0.59 * style["color"][1] + 0.11 * style["color"][2] for style in styles]
     assert all(b - a > 0.05 for a, b in zip(lightness, lightness[1:]))
     assert len({(style["linestyle"], style["marker"]) for style in styles}) == 6
+
+
+def test_rows_of_the_table() -> None:
+    """Each once where there are few, without rates that there are none of, as of IDE; evaluations are left out."""
+    rows = [{"phase": "train", "iteration": 5, "loss": 2.0, "top1": 10.0, "forward_rates": [0.5]},
+            {"phase": "test", "iteration": 5, "loss": 3.0, "top1": 20.0, "forward_rates": [0.5]},
+            {"phase": "train", "iteration": 9, "loss": 1.0, "top1": 30.0, "forward_rates": [0.0],
+             "backward_rates": [1.0]}]
+    assert curves.rates_table(rows, 12).splitlines()[2:] == [
+        "| 5 | 2.000 | 10.0% | .50 | – |", "| 9 | 1.000 | 30.0% | 0 | 1.0 |"]
+    assert curves.rates_table(rows, 1).splitlines()[2:] == ["| 9 | 1.000 | 30.0% | 0 | 1.0 |"]

@@ -50,9 +50,10 @@ def test_terminal(monkeypatch):
     shown, spoken = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setattr(sys, "stdout", spoken)
-    batches = Progress("ab", label="epoch 1/2", total=2)
+    batches = Progress("ab", label="epoch 1/2", total=7, done=5)
     batches.reported -= 2
     for _ in batches:
+        assert (batches.bar.n, batches.bar.total) == (5, 7)
         assert batches.due
         batches.report("loss 3")
         break

@@ -1,11 +1,13 @@
-"""Learning rate, sums of an epoch, log files, warnings."""
+"""Learning rate, sums of an epoch, log and metrics files, warnings."""
 import argparse
+import math
 
 import pytest
 import torch
 
 from modules import SpikeStatistics
-from utils.logs import COLUMNS, read_log, write_log
+from utils import metrics
+from utils.logs import COLUMNS, _draw, read_log, write_log
 from utils.meters import Meters
 from utils.schedule import learning_rate
 from utils.training import gradient_warnings
@@ -63,6 +65,8 @@ def test_log_files(tmp_path) -> None:
     assert (tmp_path / "log.png").read_bytes()[:4] == b"\x89PNG"
     (tmp_path / "log.txt").write_text("something else\n1\t2\n")
     assert read_log(tmp_path) == []
+    (tmp_path / "log.txt").write_text("\t".join(COLUMNS) + "\n" + "\t".join(["much"] * 8) + "\n")
+    assert read_log(tmp_path) == []
 
 
 def test_warnings_say_which_way_to_turn() -> None:
@@ -73,3 +77,55 @@ def test_warnings_say_which_way_to_turn() -> None:
     assert "layer 0" in starved and "raise --scale_factor (100)" in starved
     saturated = gradient_warnings(args, {**quiet, "saturated": 0.2})["saturated"]
     assert "20.0% of the output units" in saturated and "lower --scale_factor" in saturated
+    assert "saturated" in gradient_warnings(args, {**quiet, "saturated": 0.02})
+    assert gradient_warnings(args, {**quiet, "saturated": 0.005}) == {}
+    assert gradient_warnings(args, {"backward_rates": None, "saturated": None}) == {}  # of IDE
+
+
+def test_picture_of_a_log() -> None:
+    """What each of its panels shows, over epochs from 1 and over iterations."""
+    rows = [[0.1, 2.3, 2.2, 10.0, 11.0, 0.05, 0.01, 0.06], [0.1, 2.0, 1.9, 20.0, 22.5, 0.07, 0.02, 0.08]]
+    measured = [{"iteration": 10, "backward_rates": [0.1, 0.2]}, {"iteration": 12},
+                {"iteration": 20, "backward_rates": [0.3, 0.4]}]
+    shown = [{line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+             for axes in _draw(rows, measured).axes]
+    assert shown == [
+        {"Train Loss": ([1, 2], [2.3, 2.0]), "Valid Loss": ([1, 2], [2.2, 1.9])},
+        {"Train Acc.": ([1, 2], [10.0, 20.0]), "Valid Acc.": ([1, 2], [11.0, 22.5])},
+        {"Train Forward Firing Rate": ([1, 2], [0.05, 0.07]), "Train Backward Firing Rate": ([1, 2], [0.01, 0.02]),
+         "Test Forward Firing Rate": ([1, 2], [0.06, 0.08])},
+        {"layer 0": ([10, 20], [0.1, 0.3]), "layer 1": ([10, 20], [0.2, 0.4])}]
+
+
+def test_metrics_up_to_where_a_run_goes_on(tmp_path) -> None:
+    """The evaluation after an iteration is what came after it, if the run did not get so far."""
+    rows = [{"phase": phase, "iteration": iteration} for phase, iteration in
+            (("train", 2), ("train", 3), ("test", 3), ("train", 4))]
+    folder = tmp_path / "other"
+    folder.mkdir()
+    metrics.cut(tmp_path, folder, iteration=3, evaluated=True)
+    assert list(folder.iterdir()) == []
+    metrics.append(tmp_path, rows, lasting=False)
+    for iteration, evaluated, count in ((3, True, 3), (3, False, 2), (2, True, 1), (1, True, 0)):
+        metrics.cut(tmp_path, folder, iteration=iteration, evaluated=evaluated)
+        assert metrics.read(folder) == rows[:count]
+    assert metrics.read(tmp_path) == rows
+
+
+def test_metrics_are_json(tmp_path) -> None:
+    """Which has no number that is not finite; what follows a damaged row is not taken for what followed it."""
+    metrics.append(tmp_path, [{"iteration": 1, "loss": math.nan, "rates": [math.inf, 0.5]}], lasting=False)
+    assert metrics.read(tmp_path) == [{"iteration": 1, "loss": None, "rates": [None, 0.5]}]
+    with open(tmp_path / metrics.NAME, "ab") as file:
+        file.write(b"garbage\n")
+    metrics.append(tmp_path, [{"iteration": 3}], lasting=False)
+    assert [row["iteration"] for row in metrics.read(tmp_path)] == [1]
+
+
+def test_clock(monkeypatch) -> None:
+    """Each lap from the end of the one before, over its own iterations, whenever it is read."""
+    times = iter((10.0, 14.0, 23.0))
+    monkeypatch.setattr(metrics, "time", argparse.Namespace(perf_counter=lambda: next(times)))
+    clock = metrics.Clock(torch.device("cpu"), 4)
+    laps = [clock.lap(6), clock.lap(9)]
+    assert [lap() for lap in laps] == [2.0, 3.0]
