@@ -15,6 +15,7 @@ import torch
 
 from tests.processes import BRIEF, REPOSITORY, equal, run
 from utils import checkpoint
+from utils.errors import UserError
 
 MUTATIONS = int(os.environ.get("MUTATIONS", 200))
 
@@ -127,3 +128,18 @@ def test_files_of_other_programs(key, tmp_path) -> None:
         torch.save({key: {"w": torch.ones(1)}, "best_acc": kind(50)}, tmp_path / "file")
         found = checkpoint.load(tmp_path / "file").contents
         assert equal(found["state_dict"], {"w": torch.ones(1)}) and found["best_acc"] == 50
+
+
+def test_the_newest_good_file(tmp_path) -> None:
+    """The last one or, if that is damaged, the best one; an error where both are, and nothing where there is none."""
+    last, best = tmp_path / checkpoint.LAST, tmp_path / checkpoint.BEST
+    assert checkpoint.find("auto", tmp_path) is None and checkpoint.find("", tmp_path) is None
+    for path in (last, best):
+        torch.save({"state_dict": {"w": torch.ones(1)}}, path)
+    for damaged, found in (([], last), ([last], best)):
+        for path in damaged:
+            path.write_bytes(b"PK")
+        assert checkpoint.find("auto", tmp_path).path == found
+    best.write_bytes(b"PK")
+    with pytest.raises(UserError, match=f"no checkpoint in {tmp_path} can be read"):
+        checkpoint.find("auto", tmp_path)

@@ -288,6 +288,8 @@ def test_watch() -> None:
     model.zero_grad(set_to_none=True)
     watch.see_parameters(7)
     assert watch.first() in [(7, "gradient of weight"), (7, "weight weight")]
+    model.empty = torch.nn.Parameter(torch.empty(0))
+    Watch(model).see_parameters(8)  # of no numbers there are none that are not finite
     assert first_bad({"a": [torch.ones(2)], "b": {"c": torch.tensor(math.nan)}}) == "b.c"
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 from tests.small import IMAGES, LABELS, made, small, stored
-from tests.test_runs import sentence, train
+from tests.test_runs import built, sentence, train
 from utils import checkpoint, figures, logs, metrics, progress, training
 from utils.cli import Arguments, Invocation
 from utils.distributed import World
@@ -132,6 +132,7 @@ def test_provenance_has_the_seed_that_was_drawn(tmp_path) -> None:
 
 
 def test_a_dry_run_reads_test_data_too(tmp_path) -> None:
+    """And passes a sample through the network."""
     class Broken(TensorDataset):
         def __getitem__(self, index):
             raise IndexError("no such sample")
@@ -140,6 +141,9 @@ def test_a_dry_run_reads_test_data_too(tmp_path) -> None:
     for data in ((good, bad, None), (bad, good, None)):
         with pytest.raises(IndexError):
             train("-c", tmp_path / "none", "--dry-run", build_data=lambda args, data=data: data)
+    fails = built(lambda model: setattr(model, "forward", lambda *_: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        train("-c", tmp_path / "none", "--dry-run", build_model=fails)
     assert not (tmp_path / "none").exists()
 
 
@@ -200,6 +204,23 @@ def test_a_checkpoint_is_written_when_it_is_due(tmp_path, monkeypatch, unpicture
     monkeypatch.setattr(checkpoint, "save", save)
     training.fit(made(tmp_path, "--save-every", 2, "--log-every", 1))
     assert saved == [2, 3, 4, 6, 6]
+
+
+def test_how_often_numbers_are_looked_at(tmp_path, monkeypatch, unpictured) -> None:
+    """After every so many iterations of the run, as each look waits for the device; only then are metrics written."""
+    looks, written, train_on = [], [], training.train_on
+
+    def note(*arguments, look: bool) -> None:
+        train_on(*arguments, look=look)
+        looks.append(look)
+        written.append(len(metrics.read(tmp_path)))
+
+    monkeypatch.setattr(training, "train_on", note)
+    monkeypatch.setitem(training.FINITE_INTERVAL, "cpu", 4)
+    run = made(tmp_path, "--log-every", 1)
+    training.fit(run)
+    assert looks == [False, False, False, True, False, False]
+    assert written == [0, 0, 0, 4, 4, 5]  # of the iterations before; the fourth row is of an evaluation, which saves
 
 
 def test_seconds_of_an_iteration_are_of_training(tmp_path, monkeypatch, unpictured) -> None:
@@ -275,6 +296,18 @@ def test_a_new_run_begins_at_the_epoch_that_it_is_told(tmp_path) -> None:
     state = stored(tmp_path)
     assert (state["epoch"], state["batch"], state["iteration"]) == (1, 2, 5)
     assert read_log(tmp_path)[0][0] == pytest.approx(0.01)
+
+
+def test_summary(tmp_path) -> None:
+    run = made(tmp_path, "--test-limit", 5, "--train-batch", 10)
+    invocation = Invocation(args=run.args, folder=tmp_path, seed=3, usual_drive=10.0)
+    lines = dict(line.split(maxsplit=1) for line in summary(run, invocation).splitlines())
+    parameters = sum(p.numel() for p in run.model.parameters())
+    assert lines["network"] == f"LeNet, {parameters} parameters, {run.model.num_neurons} neurons, 3 classes"
+    assert lines["device"].startswith("CPU, 1 threads; engine dense; PyTorch ")
+    assert lines["data"] == "noise, 24 training and 5 test samples; 3 iterations of 10 samples an epoch"
+    assert lines["gradient"] == "scale_factor / batch = 100 / 10 = 10 drives the backward network"
+    assert lines["run"] == f"folder {tmp_path}, seed 3" and "note:" not in lines
 
 
 def test_what_an_evaluation_says(tmp_path, monkeypatch, capsys) -> None:
