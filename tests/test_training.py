@@ -333,6 +333,7 @@ def test_files_of_a_run_that_goes_on(tmp_path, monkeypatch, unpictured) -> None:
     run = made(first)
     run.state = RunState(epoch=1, iteration=3, best_acc=30.0, history=[row], evaluated=False)
     run.save(best=True, rows=[row])
+    assert stored(first).keys() == stored(first, "model_best.pth.tar").keys() >= {"optimizer", "random_state"}
     metrics.append(first, rows, lasting=False)
     monkeypatch.chdir(tmp_path)
     found = checkpoint.load(Path("first", "checkpoint.pth.tar"))
