@@ -106,12 +106,13 @@ class FeedbackSNN(nn.Module):
             sample = x[0]
         shapes = [tuple(sample.shape[1:]), *self.layer_shapes(sample.shape[1:])]
         synapses = {"input": self.input, **{f"layers.{number}": synapse for number, synapse in enumerate(self.layers)}}
-        ends = [*pairwise(shapes), (shapes[-1], shapes[1])]  # the last of the feedback, if there is any
+        ends = [*pairwise(shapes)]
         if self.feedback is not None:
             if not self.feedback.reaches(shapes[-1], shapes[1]):
                 raise ValueError(f"the feedback synapse {self.feedback} does not lead from the last layer, of shape "
                                  f"{shapes[-1]}, to layer 0, of shape {shapes[1]}")
             synapses["feedback"] = self.feedback
+            ends.append((shapes[-1], shapes[1]))
         drops = [synapse.dropout if synapse.training else 0.0 for synapse in synapses.values()]
         if keys is None and any(drops):
             keys = draw_keys(len(sample), x.device)

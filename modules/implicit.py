@@ -121,7 +121,7 @@ def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
         source: pre-synaptic firing rates ``a``, ``(batch, *input_shape)``.
         error: gradient ``d`` of the loss for the current without dropout, ``(batch, *output_shape)``.
         wanted: which of ``connection.tensors`` to differentiate for; the others come back as None, as do further
-            parameters that the current does not use.
+            parameters that the current does not use, unless the error is 0.
     """
     if error.device.type == "cpu" and not error.any():  # no spike came so far; a GPU would have to be waited for
         return [torch.zeros_like(t) if want else None for t, want in zip(connection.tensors, wanted)]

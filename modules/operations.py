@@ -33,7 +33,7 @@ Way = tuple[str, Arrivals]  # how spikes come to a layer: by which connection
 
 @dataclass
 class Counts:
-    """What one phase of one batch did, in total over batch and steps."""
+    """What one phase of one batch did; numbers are over batch and steps unless said."""
 
     phase: str  # 'forward' or 'backward'
     steps: int  # T or T_B
@@ -42,7 +42,7 @@ class Counts:
     received: list[float]  # per layer, neuron updates of units that received something
     operations: Counter[str] = field(default_factory=Counter)  # by connection, synaptic operations
     products: Counter[str] = field(default_factory=Counter)  # by connection, multiply-accumulates
-    couplings: Counter[str] = field(default_factory=Counter)  # by connection, pairs that spikes of a step could join
+    couplings: Counter[str] = field(default_factory=Counter)  # by connection, pairs that spikes of one step could join
 
     @property
     def updates(self) -> list[int]:
@@ -145,7 +145,7 @@ class Recorder(DenseEngine):
     @torch.no_grad()
     def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
         samples, n = x.shape[int(circuit.event_input)], len(circuit.feedforward)
-        counts = self.forward = Counts("forward", circuit.time_step, samples, [0.0] * n, [0.0] * n)
+        counts = self.forward = Counts("forward", circuit.time_step, samples, [x.new_zeros(())] * n, [0.0] * n)
         ways = []
         kept = circuit.gates([x.new_ones(samples, *c.output_shape) for c in circuit.feedforward])
         for c, gate in zip(circuit.connections, kept):
@@ -158,7 +158,8 @@ class Recorder(DenseEngine):
     @torch.no_grad()
     def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
         samples, n = len(gradient), len(masks)
-        counts = self.backward = Counts("backward", circuit.time_step_back, samples, [0.0] * n, [0.0] * n)
+        counts = self.backward = Counts("backward", circuit.time_step_back, samples, [gradient.new_zeros(())] * n,
+                                        [0.0] * n)
         masks, ways = [mask != 0 for mask in masks], []
         gates = circuit.gates([mask.to(gradient.dtype) for mask in masks])
         for c, gate, receives in zip(circuit.connections, gates, circuit.sources(None, masks)):

@@ -117,6 +117,8 @@ EVENT = {
     "bias left out, chain": ("arriving = arriving + load(plan.bias, L.bias + channel, lanes)", "pass"),
     "current from outside left out, chain": ("arriving = arriving + load(current, outside, lanes)", "pass"),
     "wrong gate, chain": ("add_if(up, spikes & gate, 1 << step)", "add_if(up, spikes, 1 << step)"),
+    "wrong gate of down spikes, chain": ("add_if(down, negative & gate, 1 << step)",
+                                         "add_if(down, negative, 1 << step)"),
     "down spikes added": ("total = total - load(plan.weights", "total = total + load(plan.weights"),
     "keep mask ignored": ("total = potential + total * load(plan.keep, unit, width)", "total = potential + total"),
     "current from outside left out": ("total = total + load(current, frame + pixel * L.padded, width)", "pass"),

@@ -1,8 +1,8 @@
 """Scripts as processes that find their libraries imported: each is a fork of a process that has done nothing else.
 
 A fork has signals, files and an end of its own, as any process has; it only is there three seconds sooner. What has to
-begin with an interpreter (variables that libraries read when they are imported, limits, sessions) needs
-``subprocess.Popen``.
+begin with an interpreter (imports in their own order, a hash seed, variables that libraries read when imported, limits,
+sessions) needs ``subprocess``.
 """
 import atexit
 import ctypes
@@ -17,20 +17,32 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
+ONE_THREAD = dict.fromkeys((f"{kind}_NUM_THREADS" for kind in ("OMP", "OPENBLAS", "GOTO", "MKL")), "1")
 
 
 class Popen(subprocess.Popen):
     """``subprocess.Popen`` of ``[python, SCRIPT or -m MODULE, ...]``, with ``cwd``, ``env`` and pipes of output."""
 
-    def _execute_child(self, command: list[str], *rest: Any) -> None:
-        (cwd, env), pipes = rest[4:6], rest[9:15]
+    def _execute_child(self, command: list[str], *rest: Any) -> None:  # private, the same from Python 3.11 to 3.13
+        preparation, inherited, (cwd, env), pipes, session = rest[1], rest[3], rest[4:6], rest[9:15], rest[20]
+        assert pipes[0] == -1 and pipes[3] != -1 and not (preparation or inherited or session), "needs subprocess.Popen"
         request = json.dumps({"command": command[1:], "cwd": str(cwd), "env": env}).encode()
-        prctl = ctypes.CDLL(None).prctl
-        prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent ends is a child of this process then
-        socket.send_fds(_server(), [len(request).to_bytes(4, "big")], [pipes[3], 2 if pipes[5] == -1 else pipes[5]])
-        _server().sendall(request)
-        self.pid, self._child_created = int.from_bytes(_server().recv(4, socket.MSG_WAITALL), "big"), True
-        prctl(PR_SET_CHILD_SUBREAPER, 0)
+        server, prctl = _server(), ctypes.CDLL(None).prctl
+        if prctl(PR_SET_CHILD_SUBREAPER, 1):  # whose parent ends is a child of this process then
+            raise OSError("this system has no subreapers")
+        try:
+            socket.send_fds(server, [len(request).to_bytes(4, "big")], [pipes[3], 2 if pipes[5] == -1 else pipes[5]])
+            server.sendall(request)
+            pid = int.from_bytes(server.recv(4, socket.MSG_WAITALL), "big")
+            if not pid:
+                raise ConnectionError("it ended, or could not fork")
+        except OSError as error:
+            server.close()
+            _server.cache_clear()  # the next script starts another
+            raise ChildProcessError("the process that forks scripts gave none; its words are in the output") from error
+        finally:
+            prctl(PR_SET_CHILD_SUBREAPER, 0)
+        self.pid, self._child_created = pid, True
         self._close_pipe_fds(*pipes)
 
 
@@ -48,11 +60,12 @@ def run(command: list[str], *, cwd: str | Path, env: dict[str, str], timeout: fl
 def _server() -> socket.socket:
     """Where the process that forks takes requests; it ends when this one does."""
     own, its = socket.socketpair()
-    atexit.register(own.close)
     with its:
-        subprocess.Popen([sys.executable, "-m", "tests.preloaded", str(its.fileno())], cwd=Path(__file__).parents[1],
-                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()],
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen([sys.executable, "-m", "tests.preloaded", str(its.fileno())],
+                                   cwd=Path(__file__).parents[1], env=os.environ | ONE_THREAD,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()])
+    own.settimeout(300)
+    atexit.register(lambda: (own.close(), process.wait()))
     return own
 
 
@@ -66,7 +79,7 @@ def serve(requests: socket.socket) -> list[str]:
     from utils import figures
     compiled.load("kernels")
     figures.new_figure(1, 1, width=1, height=1)
-    assert len(os.listdir("/proc/self/task")) == 1  # no other thread would be there in a fork
+    assert len(os.listdir("/proc/self/task")) == 1, "an imported library started threads, which a fork would lack"
     while True:
         size, files, *_ = socket.recv_fds(requests, 4, 2)
         if not size:
@@ -79,9 +92,12 @@ def serve(requests: socket.socket) -> list[str]:
                 os.close(file)
             continue
         between = os.getpid()
-        pid = os.fork()
-        if pid:
-            os._exit(0)
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError:
+            requests.sendall(bytes(4))
+            os._exit(1)
         while os.getppid() == between:
             pass
         requests.sendall(os.getpid().to_bytes(4, "big"))
@@ -96,12 +112,14 @@ def serve(requests: socket.socket) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.argv = serve(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        sys.argv = serve(socket.socket(fileno=int(sys.argv[1])))
+    except KeyboardInterrupt:
+        sys.exit()
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     if sys.argv[0] == "-m":
-        _, module, *_ = sys.argv
-        sys.argv = sys.argv[1:]
-        sys.path[0] = os.getcwd()
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        sys.argv, sys.path[0] = sys.argv[1:], os.getcwd()
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
         sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
         runpy.run_path(sys.argv[0], run_name="__main__")

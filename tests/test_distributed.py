@@ -2,7 +2,6 @@
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -42,21 +41,26 @@ def launch(processes: int, float_type: str, *flags: object, launcher: tuple[str,
 
 
 def finish(processes: int, float_type: str, *flags: object) -> str:
-    """Output of a job that ends well; its processes are told what a launcher would tell them."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    job = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
-    ranks = [preloaded.Popen(launch(1, float_type, *flags), cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT,
-                             env=environment(**job and job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
-             for rank in range(processes)]
+    """Output of a job that ends well; its processes are told what a launcher tells them, and have its store."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    job = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+           "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    ranks: list[preloaded.Popen] = []
     try:
-        outputs = [rank.communicate(timeout=180)[0] for rank in ranks]
+        for rank in range(processes):
+            own = environment(**job, RANK=str(rank), LOCAL_RANK=str(rank)) if processes > 1 else environment()
+            ranks.append(preloaded.Popen(launch(1, float_type, *flags), cwd=REPOSITORY, env=own, text=True,
+                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        deadline = time.monotonic() + 180
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            assert time.monotonic() < deadline, "the job does not end"
+            time.sleep(0.02)
     finally:
         for rank in ranks:
             rank.kill()
-    assert not any(rank.returncode for rank in ranks), outputs
-    return "".join(outputs)
+        ends = [(*rank.communicate(), rank.returncode) for rank in ranks]
+    assert not any(status for *_, status in ends), ends
+    return "".join(output for output, *_ in ends)
 
 
 @contextmanager

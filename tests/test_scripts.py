@@ -1,10 +1,11 @@
 """The four scripts as processes: train, resume, evaluate, on small files in the true formats."""
 import json
+import subprocess
 
 import pytest
 
 from tests.cifar import make_batches
-from tests.processes import BRIEF, same_state, succeed
+from tests.processes import BRIEF, REPOSITORY, command, environment, same_state, succeed
 from tests.recordings import make_dataset
 
 SCRIPTS = {
@@ -29,7 +30,8 @@ def test_train_resume_evaluate(script, data, tmp_path) -> None:
     """A run in two parts ends as a run in one, and evaluation prints the same twice."""
     flags = (*BRIEF, *SCRIPTS[script], "--path", data, "--epochs", 2, "--test-limit", 8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    output = succeed(script, *flags, "-c", whole)
+    output = subprocess.run(command(script, *flags, "-c", whole), cwd=REPOSITORY, env=environment(), timeout=120,
+                            check=True, capture_output=True, text=True).stdout  # an interpreter of its own
     assert "parameters" in output and "finished after 2 epochs" in output
     assert (whole / "log.txt").read_text().startswith("Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.")
     assert len((whole / "log.txt").read_text().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""Geometry of a synapse as the event engine sees it: which weight row a spike adds to which target pixel.
+"""Geometry of synapses and layers as the fast engines see it: which weight row a spike adds to which target pixel.
 
 Every synapse of the library, and every transpose of one, is a *route*: a window that slides over an image, from source
 to target or the other way round. ``Linear`` is a window as large as its image. The weights of a route are stored as

@@ -21,7 +21,7 @@ class Chain(Simulation):
 
     def _room_for_spikes(self, sizes: list[tuple[int, ...]]) -> tuple[list[Tensor], Tensor]:
         """Buffers of the spikes of some steps; for each step and sample, in which step it sent last."""
-        # Of one layer after another, whose currents are used up before the next layer's turn.
+        # One buffer for all layers: currents are used up before the next layer's turn.
         self.carried = torch.empty(STEPS * max(map(math.prod, sizes[1:]), default=0), device=self.device)
         spikes = [torch.zeros((STEPS * size[0], *size[1:]), dtype=self.number, device=self.device) for size in sizes]
         return spikes, torch.zeros((len(sizes), STEPS * self.batch), dtype=torch.int32, device=self.device)

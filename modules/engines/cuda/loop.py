@@ -31,10 +31,10 @@ class Launch(NamedTuple):
 
 
 class Simulation:
-    """The tensors of one ring, of which shapes and constants count here, and the recorded loops over its steps.
+    """Buffers for rings of one shape, and the recorded loops over their steps.
 
-    ``precision``: of products; ``counts``: count spikes besides the traces; ``skip``: leave out products for samples
-    without a spike.
+    ``ring``: only its shapes and constants count, its tensors are those of the first call; ``precision``: of products;
+    ``counts``: count spikes besides the traces; ``skip``: leave out products for samples without a spike.
     """
 
     def __init__(self, ring: Ring, device: torch.device, precision: str, *, counts: bool, skip: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules.engines.event.costs import TOGETHER
+from modules.engines.event import costs
 from modules.engines.ring import Ring
 from modules.engines.routes import WIDTHS, as_image, padded, pixel_by_pixel, to_layer
 
@@ -101,7 +101,7 @@ class Scratch(NamedTuple):
     @classmethod
     def of(cls, ring: Ring, plan: Plan) -> "Scratch":
         """Room for any layer of as many samples as take a step together."""
-        samples = min(plan.batch, TOGETHER)
+        samples = min(plan.batch, costs.TOGETHER)
         areas = plan.layers["height"] * plan.layers["width"]
         reach = [0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes]
         bits = samples * plan.words * WORD // 8
@@ -115,7 +115,8 @@ class Desk(NamedTuple):
     """What one thread needs for some steps of one layer of one sample, where layers form a chain; memory likewise."""
 
     arriving: np.ndarray  # (STEPS * channels of a block), the currents into a pixel; zeros between two pixels
-    up: np.ndarray  # uint32 (2, units of the largest layer), spikes of a layer and of the one before, a bit for a step
+    # uint32 (2, units of the largest layer), spikes of a layer and of the one before, pixel by pixel, a bit for a step
+    up: np.ndarray
     down: np.ndarray  # likewise, negative ones
     spikes: np.ndarray  # int32, of the layer before: row of weights, a bit for the sign, and STEP_BITS for the step
     pointers: np.ndarray  # int32, for each image row, how many of its spikes came before each column
