@@ -39,7 +39,8 @@ for precision in "${precisions[@]}"; do  # side by side, as compilers take most 
 done
 for trial in "${trials[@]}"; do wait "$trial" || exit 1; done
 step tests 100 "$python" -m pytest -q -n 8 -p no:cacheprovider tests/test_cuda_engine.py
-step precision 120 "$python" -m benchmarks.precision --batch 128 "${path[@]}"  # compiles what the next part times
+step precision 120 "$python" -m benchmarks.speed --batch 128 --device cuda --float32 --repeats 1 \
+    --engines "${precisions[@]/#/cuda:}" dense "${path[@]}"  # compiles what the next part times
 speed alexnetf 90 128 dense dense:compiled "${precisions[@]/#/cuda:}" cuda:bf16:whole
 speed lenet 40 128 dense "${precisions[@]/#/cuda:}"
 speed cifarnetf 90 128 dense dense:compiled cuda:tf32 cuda:bf16

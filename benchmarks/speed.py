@@ -1,11 +1,18 @@
-"""Seconds for the two simulations of a training iteration, per engine, and their ratio, measured in turn in one run.
+"""What engines take for a training iteration, seconds and memory, and how far apart they are, measured in turn.
 
     python -m benchmarks.speed --model alexnetf --batch 16 --engines dense event event+ide [--path DATA] [--resume FILE]
     python -m benchmarks.speed --model alexnetf --batch 128 --device cuda --engines dense cuda:tf32 cuda:bf16
+    python -m benchmarks.speed --engines event:fp32 event:tf32 event:bf16x2 event:bf16 dense --path DATA --resume FILE
 
-Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said. What the
-benchmarks share stands here too: their flags, a batch to train on, a clock, the machine in words. Where the engines
-named are enough for it, the goals of the CUDA engine follow, and whether the figures reach them.
+Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said. Flags of
+the model's script may follow, as -t 8; with --path, --test-limit N adds accuracy and loss on N test images. Where the
+engines named are enough for it, the goals of the CUDA engine follow, and whether the figures reach them.
+
+The last command shows without a GPU what a precision of the CUDA engine costs: the event engine computes with the
+weights that it would use. Spikes are exact in all of its number formats and sums are in float32, so this is what a GPU
+finds, up to the order of sums; what that is worth the dense engine shows. A spike that moves moves others.
+
+What the benchmarks share stands here too: their flags, a batch to train on, a clock, the machine in words.
 """
 import argparse
 import json
@@ -30,12 +37,13 @@ import mnist_lenet
 from models import SpikingClassifier
 from modules import LIF, SpikeStatistics, TernaryCouple
 from modules.circuit import Circuit
-from modules.engines import BackwardResult, Engine, ForwardResult
+from modules.engines import BackwardResult, Engine, ForwardResult, select
 from modules.engines.cuda.engine import CudaEngine
 from modules.engines.dense import DenseEngine
 from modules.engines.routes import route
 from modules.feedback_snn import METHODS
 from utils import checkpoint
+from utils.pages import table
 
 PEAK, BANDWIDTH = 790e12, 4.3e12  # bfloat16 operations and bytes per second that a GPU of the kind of H200 reaches
 SPEEDUP, FLOORS, EPOCH = 6, 2.5, 35  # goals: times dense; times the floor; seconds for the simulations of an epoch
@@ -48,14 +56,16 @@ FLAGS = {
     "batch": {"type": int, "default": 16},
     "engines": {"nargs": "+", "default": ["dense", "event"],
                 "help": "the first is what others compare to; cuda:bf16 is the CUDA engine in a precision, "
-                        "cuda:bf16:whole the same without leaving out products where no spike arrives; event+ide is an "
-                        "engine with the backward pass in floats; dense:compiled the dense one under torch.compile"},
+                        "cuda:bf16:whole the same without leaving out products where no spike arrives, event:bf16 the "
+                        "event engine with its weights; event+ide is an engine with the backward pass in floats; "
+                        "dense:compiled the dense one under torch.compile"},
     "path": {"help": "folder of the data sets; noise unless given"},
     "resume": {"help": "checkpoint to take the weights from"},
     "drive": {"type": float, "help": "scale_factor / batch; the experiment's own unless given"},
     "repeats": {"type": int, "default": 3, "help": "measurements, of which the median counts"},
     "device": {"default": "cpu"},
     "seed": {"type": int, "default": 0},
+    "float32": {"action": "store_true", "help": "no TF32 in the dense engine and outside of simulations on a GPU"},
     "json": {"type": Path, "help": "write the figures to this file too"}}
 
 
@@ -70,22 +80,18 @@ def parser(manual: str, *flags: str, **defaults: Any) -> argparse.ArgumentParser
 
 @dataclass(frozen=True)
 class Workload:
-    """A network and a batch to train it on; ``scale`` is what its loss is multiplied with, ``source`` says of what."""
+    """A network and a batch to train it on, from ``source``; ``scale`` is what its loss is multiplied with."""
 
     model: SpikingClassifier
     inputs: Tensor
     labels: Tensor
     scale: float
     source: str
-    test_loader: DataLoader | None
+    test_loader: DataLoader | None  # where images to test are asked for
 
 
-def prepared(options: argparse.Namespace, *flags: object) -> Workload:
-    """What the options ask for.
-
-    Args:
-        options: model, batch, path, resume, drive, device and seed; flags: further ones of the model's script.
-    """
+def prepared(options: argparse.Namespace, *flags: str) -> Workload:
+    """What the options (model, batch, path, resume, drive, device and seed) and flags of the model's script ask for."""
     experiment = SCRIPTS[options.model].EXPERIMENT
     own = experiment.arguments()
     path = ("--path", options.path) if options.path else ()
@@ -96,7 +102,8 @@ def prepared(options: argparse.Namespace, *flags: object) -> Workload:
     if options.resume:
         model.load_state_dict(checkpoint.load(options.resume).contents["state_dict"])
     if options.path:
-        train_loader, test_loader = experiment.loaders(args, seed=options.seed)
+        train_loader, tests = experiment.loaders(args, seed=options.seed)
+        test_loader = tests if args.test_limit else None
         inputs, labels, *_ = next(iter(train_loader))
         source = f"training data in {options.path}"
     else:
@@ -144,27 +151,71 @@ class Compiled(DenseEngine):
             return super().simulate_backward(circuit, gradient, masks)
 
 
-def engine_and_method(entry: str) -> tuple[Engine | str, str]:
-    """What an entry of ``--engines`` means.
+class Rounded:
+    """The event engine with weights as the CUDA engine rounds them: with the factors that all spikes share."""
 
-    Raises:
-        ValueError: there is no such method.
-    """
+    event = select("event", torch.device("cpu"))
+
+    def __init__(self, precision: str) -> None:
+        self.name, self.precision = f"event:{precision}", CudaEngine(precision).precision
+
+    def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
+        return self.event.simulate_forward(self._rounded(circuit, 1.0), x)
+
+    def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
+        return self.event.simulate_backward(self._rounded(circuit, circuit.couple.quantum / circuit.neuron.quantum),
+                                            gradient, masks)
+
+    def _rounded(self, circuit: Circuit, factor: float) -> Circuit:
+        from modules.engines.cuda.loop import rounded  # and Triton, which nothing else here needs
+
+        tensors = [*circuit.input.tensors]
+        for c in circuit.connections[1:]:
+            scale = factor * c.dropout_scale
+            weight = c.weight if c.weight is None else sum(rounded(c.weight * scale, self.precision)) / scale
+            tensors += [weight, c.bias, *c.further]
+        return circuit.with_tensors(tensors)
+
+
+def engine_and_method(entry: str) -> tuple[Engine | str, str]:
+    """What an entry of ``--engines`` means; a ValueError where there is no such method or precision."""
     name, _, method = entry.partition("+")
     if (method or "spide") not in METHODS:
         raise ValueError(f"there is no method '{method}' as in '{entry}': choose one of {', '.join(METHODS)}")
-    engine, *rest = name.split(":")
-    if name == Compiled.name:
-        return Compiled(), method or "spide"
-    return CudaEngine(rest[0], skip="whole" not in rest) if engine == "cuda" and rest else engine, method or "spide"
+    match name.split(":"):
+        case ["dense", "compiled"]:
+            engine = Compiled()
+        case ["event", precision]:
+            engine = Rounded(precision)
+        case ["cuda", precision, *rest]:
+            engine = CudaEngine(precision, skip="whole" not in rest)
+        case _:
+            engine = name
+    return engine, method or "spide"
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All figures, in plain types."""
+@torch.no_grad()
+def tested(own: Workload) -> tuple[float, float]:
+    """Accuracy in percent and mean loss on test data."""
+    own.model.eval()
+    pairs = [(own.model(inputs.to(own.inputs.device)), labels.to(own.inputs.device))
+             for inputs, labels, _ in own.test_loader]
+    logits, labels = map(torch.cat, zip(*pairs))
+    own.model.train()
+    return 100 * (logits.argmax(1) == labels).double().mean().item(), F.cross_entropy(logits, labels).item()
+
+
+def relative(found: Tensor | None, exact: Tensor | None) -> list[float] | None:
+    """Differences of the rates of each layer, relative to exact ones."""
+    return None if found is None or exact is None else ((found - exact).abs() / exact.clamp(min=1e-12)).tolist()
+
+
+def measure(options: argparse.Namespace, *flags: str) -> dict[str, Any]:
+    """All figures, in plain types; arguments as of :func:`prepared`."""
     entries = {entry: engine_and_method(entry) for entry in options.engines}
-    own = prepared(options)
+    own = prepared(options, *flags)
     network, device = own.model.network, own.inputs.device
-    runs, spikes, memory = {entry: [] for entry in entries}, {}, {}
+    runs, spikes, memory, gradients = {entry: [] for entry in entries}, {}, {}, {}
     for _ in range(options.repeats + 1):
         for entry, (network.engine, network.method) in entries.items():
             if device.type == "cuda":
@@ -173,11 +224,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             runs[entry].append(seconds)
             if device.type == "cuda":
                 memory[entry] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+            gradients[entry] = torch.cat([p.grad.flatten() for p in network.parameters()]).cpu()
+    tests = {}
+    for entry, (network.engine, network.method) in entries.items() if own.test_loader else ():
+        tests[entry] = tested(own)
     medians = {}
     for entry, (_, *found) in runs.items():  # without the first, a warm-up
         forward, backward = (statistics.median(run[stage] for run in found) for stage in STAGES[:2])
         medians[entry] = dict(zip(STAGES, (forward, backward, forward + backward)))
-    first = medians[options.engines[0]]
+    exact, target, first = (values[options.engines[0]] for values in (spikes, gradients, medians))
     spiking = [found for found in spikes.values() if found.backward_rates is not None]  # those of IDE are none
     last = [*spikes.values(), *spiking][-1]
     return {"model": options.model, "batch": options.batch, "steps": [network.time_step, network.time_step_back],
@@ -187,7 +242,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                for way, rates in (("forward", last.forward_rates), ("backward", last.backward_rates))},
             "sweeps": {entry: int(found.sweeps) for entry, found in spikes.items() if found.sweeps is not None},
             "floor, s": round(floor(own), 4) if device.type == "cuda" else None,
-            "peak memory, GiB": memory, "seconds": medians,
+            "peak memory, GiB": memory, "test accuracy and loss": tests, "seconds": medians,
+            "differences": {entry: {
+                "forward": relative(found.forward_rates, exact.forward_rates),
+                "backward": relative(found.backward_rates, exact.backward_rates),
+                "gradient": ((gradients[entry] - target).norm() / target.norm().clamp(min=1e-30)).item()}
+                for entry, found in spikes.items()},
             "ratio": {entry: {stage: first[stage] / found[stage] for stage in found}
                       for entry, found in medians.items()}}
 
@@ -226,20 +286,24 @@ def describe(device: torch.device) -> str:
 
 if __name__ == "__main__":
     flags = parser(__doc__, *FLAGS)
-    options = flags.parse_args()
+    options, further = flags.parse_known_args()
+    torch.backends.cudnn.allow_tf32 = not options.float32
     try:
-        found = measure(options)
+        found = measure(options, *further)
     except ValueError as mistake:
         flags.error(str(mistake))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    seconds, ratio = found.pop("seconds"), found.pop("ratio")
+    seconds, ratio, differences = (found.pop(name) for name in ("seconds", "ratio", "differences"))
     for key, value in found.items():
         print(f"{key}: {value}")
-    print(f"\n{'engine':12} {'forward s':>10} {'backward s':>11} {'both s':>9}   ratio: forward  backward  both")
-    for entry, own in seconds.items():
-        print(f"{entry:12}", *(f"{own[stage]:{width}.3f}" for stage, width in zip(STAGES, (10, 11, 9))),
-              "  " + " ".join(f"{ratio[entry][stage]:{width}.2f}" for stage, width in zip(STAGES, (14, 9, 5))))
+    columns = [f"{stage}{unit}" for unit in (", s", ", ratio") for stage in STAGES]
+    rows = ([entry, *(f"{own:.3f}" for own in seconds[entry].values()),
+             *(f"{own:.2f}" for own in ratio[entry].values())] for entry in seconds)
+    print(f"\n{table(['engine', *columns], rows)}\n")
+    rows = ([entry, *(own[way] and " ".join(f"{rate:.1e}" for rate in own[way]) for way in ("forward", "backward")),
+             f"{own['gradient']:.2g}"] for entry, own in differences.items())
+    print(table(["engine", "forward rates, relative difference by layer", "backward rates", "gradient"], rows))
     if {"dense", Compiled.name, "cuda:tf32", "cuda:bf16"} <= seconds.keys() and found["peak memory, GiB"]:
         for goal, figure, reached in goals({**found, "seconds": seconds}):
             print(f"{'reached' if reached else 'MISSED '} {figure:8.2f}  {options.model}: {goal}")

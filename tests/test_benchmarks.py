@@ -34,15 +34,18 @@ def test_speed(tmp_path: Path) -> None:
     assert len(found["backward densities"]) == 5 and found["seconds"]["event+ide"]["backward"] > 0
 
 
-def test_precision() -> None:
+def test_precision(tmp_path: Path) -> None:
     """A row for each precision: fp32 is what the others differ from, tf32 and bf16 in rates of the last layer."""
-    printed = run("benchmarks.precision", "--device", "cpu", "--batch", "2", "--steps", "8", "--steps-back", "20",
-                  "--drive", "400")
-    table = [line.split("|") for line in printed.splitlines() if line.startswith("|")]
-    rows = {cells[1].strip(): cells[2:] for cells in table}
-    last_layer = {name: float(rows[name][0].split()[-1]) for name in ("fp32", "tf32", "bf16x2", "bf16")}
-    assert last_layer["fp32"] == 0 and float(rows["fp32"][2]) == 0
-    assert last_layer["tf32"] > 0 and last_layer["bf16"] > 0 and float(rows["bf16"][2]) > 0
+    file, precisions = tmp_path / "precision.json", ("fp32", "tf32", "bf16x2", "bf16")
+    printed = run("benchmarks.speed", "--batch", "2", "-t", "8", "-tb", "20", "--drive", "400", "--repeats", "1",
+                  "--engines", *(f"event:{precision}" for precision in precisions), "dense", "--json", str(file))
+    found = json.loads(file.read_text())
+    assert found["steps"] == [8, 20] and list(found["differences"])[-1] == "dense"
+    fp32, tf32, _, bf16 = (found["differences"][f"event:{precision}"] for precision in precisions)
+    assert fp32["forward"][-1] == 0 and fp32["gradient"] == 0
+    assert tf32["forward"][-1] > 0 and bf16["forward"][-1] > 0 and bf16["gradient"] > 0
+    row = next(line.split("|") for line in printed.splitlines()[::-1] if line.startswith("| event:bf16 "))
+    assert float(row[2].split()[-1]) > 0 and float(row[4]) == float(f"{bf16['gradient']:.2g}")
 
 
 def test_goals() -> None:
