@@ -22,11 +22,8 @@ from utils.progress import follow
 
 def cache_folder(root: str | Path, *, frames: int, transform: str, size: int = 48,
                  cache: str | Path | None = None) -> Path:
-    """Where frames made with these settings are kept: in ``cache``, or else in the folder of the dataset.
-
-    Raises:
-        UserError: there is no such transform, or ``frames`` or ``size`` is not positive.
-    """
+    """Where frames made with these settings are kept: in ``cache``, or else in the folder of the dataset; a UserError
+    where there is no such transform, or ``frames`` or ``size`` is not positive."""
     if transform not in TRANSFORMS:
         raise UserError(f"there is no frame transform {transform!r}: choose one of {', '.join(TRANSFORMS)}")
     if frames < 1 or size < 1:
@@ -44,15 +41,12 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
             workers: int | None = None) -> None:
     """Make the frames of every recording below ``root`` that has none yet, in parallel.
 
-    However it ends, a file of frames is whole or not there; the next call goes on with those that are not there.
+    However it ends, a file of frames is whole or not there; the next call goes on with those that are not there. A
+    UserError says that a recording or zip is damaged or has too few events, or that frames cannot be written.
 
     Args:
         root, frames, transform, size, cache: as for :class:`data.cifar10_dvs.CIFAR10DVS`.
         workers: processes, by default one for each core.
-
-    Raises:
-        UserError: a recording or zip is damaged, or has too few events, or frames cannot be written; what is converted
-            by then stays.
     """
     folder = cache_folder(root, frames=frames, transform=transform, size=size, cache=cache)
     recordings = find_recordings(root)

@@ -142,9 +142,8 @@ def _in_zip(archive: Path, name: str, *, strict: bool) -> dict[Key, Recording]:
 def fetch(root: str | Path, classes: Collection[str] = CLASSES, *, download: bool = True) -> None:
     """Download the zips of ``classes`` that are not there yet, and check their md5. Nothing bad is kept.
 
-    Raises:
-        UserError: a zip could not be had, or ``download`` is off: what to fetch by hand, and where to; or there are
-            recordings, but in a form that cannot be read.
+    A UserError says what to fetch by hand, and where to, where a zip could not be had or ``download`` is off; or that
+    there are recordings, but in a form that cannot be read.
     """
     folder = dataset_folder(root)
     if other := find_other_forms(root):

@@ -48,11 +48,8 @@ def save(checkpoint: Mapping[str, Any], *paths: Path) -> None:
 
 
 def load(path: str | Path) -> Stored:
-    """Read a checkpoint without running anything that it may contain.
-
-    Raises:
-        UserError: there is no such file, it is damaged, or it is not a checkpoint.
-    """
+    """Read a checkpoint without running anything that it may contain; a UserError, if there is no such file, or it is
+    damaged or no checkpoint."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: check the name given to --resume")
@@ -73,10 +70,7 @@ def load(path: str | Path) -> Stored:
 def find(resume: str, folder: Path) -> Stored | None:
     """The checkpoint that ``--resume`` means: a file, for 'auto' the newest good one in ``folder``, for '' none.
 
-    The newest is the last one, or, if that is damaged, the best one.
-
-    Raises:
-        UserError: there is no such file, or none that can be read.
+    The newest is the last one, or, if that is damaged, the best one; a UserError, if there is none that can be read.
     """
     if resume != "auto":
         return load(resume) if resume else None
@@ -98,11 +92,8 @@ def find(resume: str, folder: Path) -> Stored | None:
 def _read(path: Path) -> dict[str, Any]:
     """The contents of a file, with a network under the name that we use, also if it is a bare one.
 
-    A checkpoint is a zip archive with a checksum of each of its parts, which torch.load does not look at. Checkpoints
-    of old versions of PyTorch are no archives and have none.
-
-    Raises:
-        UserError: a checksum is wrong, or there is no network.
+    A checkpoint is a zip archive with a checksum of each of its parts, which torch.load does not look at; those of old
+    versions of PyTorch are no archives and have none. A UserError says that a checksum is wrong, or there is no network.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -1,7 +1,7 @@
 """Pictures of a report and of runs. Layers differ in lightness, line and marker, so that they do in grey print too."""
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +112,22 @@ def raster(trains: Mapping[str, Sequence[Any]]) -> Any:
     Args:
         trains: for 'forward' and 'backward', per layer, ``(steps, units)`` of -1, 0 and 1.
     """
-    figure, axes = _every_layer(len(trains["forward"]), "spikes")
-    for own, direction, layer in _panels(axes):
+    def draw(own: Any, direction: str, layer: int) -> None:
         train = trains[direction][layer]
         for sign, look in SIGNS.items():
             step, unit = (train == sign).nonzero(as_tuple=True)
             own.scatter(step + 1, unit, s=14, marker="|", linewidths=1.5, **look)
         own.set(ylim=(-1, train.shape[1]), yticks=[], xlim=(0, len(train) + 1))
-    explain(axes[0, 1])
-    return figure
+
+    return _every_layer(len(trains["forward"]), "spikes", draw)
 
 
 def potentials(recording: Any, network: Any) -> Any:
     """Membrane potentials, before the reset, of the unit of every layer that sent most backward spikes."""
     trains, most = recording.trains, network.couple.v_threshold
     thresholds = {"forward": [network.neuron.v_threshold], "backward": [most, -most]}
-    figure, axes = _every_layer(len(trains["forward"]), "potential of a unit, before the reset")
-    for own, direction, layer in _panels(axes):
+
+    def draw(own: Any, direction: str, layer: int) -> None:
         unit = int(trains["backward"][layer].abs().sum(0).argmax())
         potential, spikes = recording.potentials[direction][layer][:, unit], trains[direction][layer][:, unit]
         own.plot(range(1, len(potential) + 1), potential, color="0.35", linewidth=0.9, label="potential")
@@ -137,8 +136,8 @@ def potentials(recording: Any, network: Any) -> Any:
         for sign, look in SIGNS.items():
             step = (spikes == sign).nonzero()[:, 0]
             own.scatter(step + 1, potential[step], s=14, zorder=3, **look)
-    explain(axes[0, 1])
-    return figure
+
+    return _every_layer(len(trains["forward"]), "potential of a unit, before the reset", draw)
 
 
 def energy(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
@@ -158,19 +157,15 @@ def energy(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
     return figure
 
 
-def _every_layer(layers: int, what: str) -> tuple[Any, Any]:
-    """A figure with a row for each layer, the last one on top, and a column for each direction."""
+def _every_layer(layers: int, what: str, draw: Callable[[Any, str, int], None]) -> Any:
+    """A figure with a row for each layer, the last one on top, and a column for each direction; ``draw`` fills a panel,
+    given axes, direction and layer."""
     figure, axes = new_figure(layers, 2, width=12, height=1 + 1.2 * layers, sharex="col", width_ratios=(1, 2.2))
     for column, direction in zip(axes.T, DIRECTIONS):
         column[0].set_title(f"{direction.capitalize()}: {what}", fontsize="medium")
         column[-1].set_xlabel("step")
-    for own, direction, layer in _panels(axes):
-        own.set_ylabel(f"layer {layer}" if direction == "forward" else "")
-    return figure, axes
-
-
-def _panels(axes: Any) -> Iterator[tuple[Any, str, int]]:
-    """Axes, direction and layer of each panel of :func:`_every_layer`."""
-    for layer, row in enumerate(reversed(axes)):
-        for own, direction in zip(row, DIRECTIONS):
-            yield own, direction, layer
+        for layer, own in enumerate(reversed(column)):
+            own.set_ylabel(f"layer {layer}" if direction == "forward" else "")
+            draw(own, direction, layer)
+    explain(axes[0, 1])
+    return figure

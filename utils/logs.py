@@ -15,8 +15,7 @@ COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc
 def write_log(folder: Path, rows: Sequence[Sequence[float]]) -> None:
     """Write ``log.txt``, one tab-separated row per epoch, and ``log.png``; both are replaced as a whole.
 
-    Raises:
-        OSError: ``log.txt`` cannot be written; a picture that cannot be drawn is worth a warning, not a run.
+    An OSError, if ``log.txt`` cannot be written; a picture that cannot be drawn is worth a warning, not a run.
     """
     lines = ["\t".join(COLUMNS), *("\t".join(f"{value:.6f}" for value in row) for row in rows)]
     write_atomically(folder / LOG, ("\n".join(lines) + "\n").encode())
@@ -58,8 +57,6 @@ def _draw(rows: Sequence[Sequence[float]], measured: Sequence[dict[str, Any]]) -
 
 def describe(results: dict[str, Any]) -> str:
     """Loss, accuracies and firing rates of an epoch in one line."""
-    parts = [f"loss {results['loss']:.4f}", f"top-1 {results['top1']:.2f}%", f"top-5 {results['top5']:.2f}%",
-             f"forward rate {results['forward_rate']:.4f}"]
-    if results.get("backward_rate") is not None:
-        parts.append(f"backward rate {results['backward_rate']:.4f}")
-    return ", ".join(parts)
+    backward = results.get("backward_rate")
+    return (f"loss {results['loss']:.4f}, top-1 {results['top1']:.2f}%, top-5 {results['top5']:.2f}%, forward rate "
+            f"{results['forward_rate']:.4f}" + ("" if backward is None else f", backward rate {backward:.4f}"))

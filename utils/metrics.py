@@ -18,14 +18,8 @@ NAME = "metrics.jsonl"
 
 
 def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) -> None:
-    """Add rows to the file, all of them or, where that fails, none.
-
-    Args:
-        lasting: wait until they would outlast a power cut.
-
-    Raises:
-        OSError: they could not be written.
-    """
+    """Add all rows to the file or, where that fails with an OSError, none; ``lasting`` waits until they would outlast a
+    power cut."""
     # JSON has no number that is not finite.
     plain = (json.loads(json.dumps(row), parse_constant=lambda name: None) for row in rows)
     lines = "".join(json.dumps(row) + "\n" for row in plain).encode()
@@ -74,10 +68,10 @@ class Clock:
         """End a lap after an iteration and begin the next; call what is returned for the seconds of one iteration."""
         start, end, iterations = self._start, self._now(), iteration - self._iteration
         self._start, self._iteration = end, iteration
-        if self.device.type != "cuda":
-            return lambda: (end - start) / iterations
 
         def seconds() -> float:
+            if self.device.type != "cuda":
+                return (end - start) / iterations
             end.synchronize()
             return start.elapsed_time(end) / 1000 / iterations
 
@@ -100,22 +94,15 @@ class PendingRows:
         self._lasting = True  # whether what is in the file would outlast a power cut
 
     def note(self, row: dict[str, Any], meters: Meters, seconds: Callable[[], float] | None = None) -> None:
-        """Keep a row until :meth:`write`.
-
-        Args:
-            row: what is known already; meters: sums whose means belong into it; seconds: for an iteration.
-        """
+        """Keep a row until :meth:`write` adds the means of ``meters`` and the ``seconds`` for an iteration."""
         self._waiting.append((row, meters, seconds))
 
     def write(self, merged: Callable[[Meters], Meters], *, leads: bool, lasting: bool) -> None:
-        """Append what waits (this waits for the device); where that fails, it goes on waiting.
+        """Append what waits (this waits for the device); where that fails with an OSError, it goes on waiting.
 
         Args:
             merged: sums over all processes of the job, which all of them ask for; leads: whether this one writes.
             lasting: see :func:`append`.
-
-        Raises:
-            OSError: it could not be written.
         """
         rows = []
         for row, meters, seconds in self._waiting:

@@ -49,14 +49,8 @@ def load_network(model: nn.Module, stored: Mapping[str, Any], path: str | Path, 
                  new_readout: bool = False) -> Mapping[str, Any]:
     """Load the weights of a checkpoint, ours or a published one, into ``model``, whichever of the two was wrapped.
 
-    Args:
-        new_readout: leave the readout as it is, whatever there is in the checkpoint.
-
-    Returns:
-        The checkpoint in our form.
-
-    Raises:
-        UserError: they are of another network or another number of classes, the sentence names both; or not finite.
+    With ``new_readout`` the readout stays as it is, whatever there is in the checkpoint. Returns the checkpoint in our
+    form; a UserError says that the weights are of another network or number of classes, naming both, or not finite.
     """
     if published.recognise(stored):
         stored = published.convert(stored, model, path)

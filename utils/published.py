@@ -24,14 +24,8 @@ def recognise(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def convert(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """The same checkpoint in our form, for ``model``.
-
-    Args:
-        checkpoint: as read from a published file; model: the network that it should fit; path: for messages.
-
-    Raises:
-        UserError: it holds another network; the sentence names the parameter.
-    """
+    """A published checkpoint in our form, for ``model``; a UserError, which names ``path`` and a parameter, if it holds
+    another network."""
     theirs: dict[str, Tensor] = {}  # each parameter once, under its short name, in order of first appearance
     for match, value in ((_NAME.match(name), value) for name, value in checkpoint["state_dict"].items()):
         if match:

@@ -27,7 +27,9 @@ RECORDED = 4  # samples of which every step is recorded, by the dense engine, wh
 def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path, *, scale_factor: float = 1.0,
           batch: int | None = None, samples: int = 32, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
           ) -> dict[str, Any]:
-    """Write ``report.md``, ``report.json`` and pictures; model and random state are left as they were.
+    """Write ``report.md``, ``report.json``, whose contents are returned, and pictures.
+
+    Model and random state are left as they were.
 
     Args:
         model: holds one FeedbackSNN, or is one, and calls it once.
@@ -36,9 +38,6 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
         scale_factor, batch: of training: ``scale_factor / batch`` times a sample's loss drives the backward network,
             and ``batch`` samples, by default all of ``inputs``, share a step of the optimizer.
         loss: of the model's outputs and targets, the mean over the batch.
-
-    Returns:
-        The contents of ``report.json``.
 
     Raises:
         ValueError: the model holds no FeedbackSNN or several, or does not call it just once, or there is no sample.
@@ -54,7 +53,8 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
     device = next((p.device for p in model.parameters()), inputs.device)
     inputs, targets = inputs[:samples].to(device), targets[:samples].to(device)
     engine, tested = engines.select(network.engine, device), Recorder()
-    stages = _announced()
+    progress = Progress(STAGES, label="report", total=len(STAGES), unit="stage")
+    stages = (progress.report(stage) for stage in progress)
     with _as_it_was(model, device):
         next(stages)
         calls = []
@@ -102,14 +102,6 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
         next(stages, None)
     say(f"report: {folder / 'report.md'}")
     return results
-
-
-def _announced() -> Iterator[str]:
-    """The stages one by one, each with its name."""
-    progress = Progress(STAGES, label="report", total=len(STAGES), unit="stage")
-    for stage in progress:
-        progress.report(stage)
-        yield stage
 
 
 @contextlib.contextmanager

@@ -30,9 +30,8 @@ SATURATED_SHARE = 0.01  # of the output units; from here on the gradient error s
 def fit(run: Run) -> None:
     """Train until all epochs are done; evaluate, log and save after each.
 
-    Raises:
-        UserError: a number is not finite (the last good checkpoint is kept), or the last checkpoint was not written.
-        SystemExit: a signal asked the run to stop; its state is saved.
+    A UserError, if a number is not finite (the last good checkpoint is kept), or the last checkpoint was not written; a
+    SystemExit, if a signal asked the run to stop: its state is saved.
     """
     state = run.state
     learner = run.world.share(run.model)
@@ -75,14 +74,8 @@ def finish_epoch(run: Run, train: dict[str, Any], test: dict[str, Any]) -> None:
 def train_one_epoch(run: Run, learner: nn.Module) -> dict[str, Any]:
     """Train to the end of the running epoch, from wherever in it the run stands, or to ``--max-iters``.
 
-    Args:
-        learner: the network such that a backward pass leaves gradients of the whole batch.
-
-    Returns:
-        Means over the epoch, see :meth:`utils.meters.Meters.results`.
-
-    Raises:
-        Stopped: a signal asked for it; UserError: a number is not finite.
+    Returns means over the epoch, see :meth:`utils.meters.Meters.results`; raises Stopped, if a signal asked for it, or
+    UserError, if a number is not finite. A backward pass of ``learner`` leaves gradients of the whole batch.
     """
     args, state, loader = run.args, run.state, run.train_loader
     if run.trained or state.batch == len(loader):  # resumed where only the evaluation was missing
@@ -176,8 +169,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 def gradient_warnings(args: argparse.Namespace, train: dict[str, Any]) -> dict[str, str]:
     """Sentences on a spiking gradient that is starved or saturated, by kind; IDE's is neither."""
     warnings = {}
-    starved = [str(layer) for layer, rate in enumerate(train["backward_rates"] or ()) if rate == 0]
-    if starved:
+    if starved := [str(layer) for layer, rate in enumerate(train["backward_rates"] or ()) if rate == 0]:
         warnings["starved"] = (
             f"no backward spike reached layer {', '.join(starved)}, so the weights there did not learn: if this "
             f"persists, raise --scale_factor ({args.scale_factor:g}) or --time_step_back")
