@@ -93,7 +93,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The contents of a file, with a network under the name that we use, also if it is a bare one.
 
     A checkpoint is a zip archive with a checksum of each of its parts, which torch.load does not look at; those of old
-    versions of PyTorch are no archives and have none. A UserError says that a checksum is wrong, or there is no network.
+    versions of PyTorch are no archives and have none. A UserError, if a checksum is wrong, or there is no network.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

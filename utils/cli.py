@@ -187,11 +187,10 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     Args:
         make_parser: makes the parser, without ``--help`` if called with ``add_help=False``.
         defaults, dataset_defaults: of the script, see :class:`utils.experiment.Experiment`.
-        argv: the command line.
+        argv: the command line; misspelt flags end the program as argparse does, with status 2.
 
     Raises:
-        UserError: an argument is out of its range, or the checkpoint cannot be read. Misspelt flags end the program as
-            argparse does, with status 2.
+        UserError: an argument is out of its range, or the checkpoint cannot be read.
         ValueError: the script's defaults name no flag, or leave one out.
     """
     parser, given = make_parser(), _given(make_parser(add_help=False), argv)

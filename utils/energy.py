@@ -21,11 +21,7 @@ Counted = Mapping[str, Any]  # one phase, as modules.operations.Counts.per_sampl
 
 @dataclass(frozen=True)
 class Machine:
-    """What holds a network.
-
-    Args:
-        weights, units: numbers of them, a potential of each unit, 32 bits each; time_step: T.
-    """
+    """What holds a network: numbers of weights, and of units with a potential each, of 32 bits; ``time_step`` is T."""
 
     weights: int
     units: int
@@ -72,9 +68,8 @@ class Machine:
             works: by name; counts: of the phase of the first one whose spikes between layers would vary.
 
         Returns:
-            ``work``, ``energy`` by name and model; ``density``, spikes per coupling and step as counted; ``break_even``
-            by name and model, above 1 where even the most spikes that there can be cost less, and None where even none
-            cost more.
+            ``work``; ``energy`` by name and model; ``density``, spikes per coupling and step as counted; ``break_even``
+            likewise, above 1 where even the most spikes that there can be cost less, None where even none cost more.
         """
         spikes, most = _inner(counts["operations"]), _inner(counts["couplings"]) * counts["steps"]
         first, *others = works
@@ -90,11 +85,8 @@ class Machine:
 
 
 def inference(forward: Counted, readout: float) -> dict[str, Work]:
-    """What a sample takes in evaluation by spikes, and in one pass of a quantised network of the same synapses.
-
-    Args:
-        forward: counted in evaluation; readout: multiply-accumulates of everything behind the spiking network.
-    """
+    """What a sample takes in evaluation, which ``forward`` counted, by spikes, and in a pass of a quantised network of
+    the same synapses; ``readout`` is the multiply-accumulates of everything behind the spiking network."""
     updates, pairs = sum(forward["updates"]), forward["couplings"]
     return {"spikes": {"spikes": _all(forward["operations"]), "products": _all(forward["products"]) + readout,
                        "updates": updates},

@@ -1,11 +1,10 @@
 """Pictures of a report and of runs. Layers differ in lightness, line and marker, so that they do in grey print too."""
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import write_atomically
+from utils.files import replacing
 from utils.pages import number
 
 LINES, MARKERS = ("-", "--", "-.", ":"), "osD^v<>P"
@@ -33,9 +32,8 @@ def new_figure(rows: int, columns: int, *, width: float, height: float, **settin
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    write_atomically(path, buffer.getvalue())
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def style(place: int, count: int) -> dict[str, Any]:
@@ -69,11 +67,8 @@ def by_layer(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def of_report(results: Mapping[str, Any], recording: Any, network: Any) -> dict[str, Any]:
-    """The figures of a report by name.
-
-    Args:
-        results: the contents of ``report.json``; recording: :class:`utils.measures.Recording`, of a FeedbackSNN.
-    """
+    """The figures of a report by name, from the contents of ``report.json``, and a :class:`utils.measures.Recording` of
+    a FeedbackSNN."""
     found, gradient = results["equilibrium"], results["gradient"]
     weights = {name: own for name, own in gradient["parameters"].items() if "bias" not in name}
     equilibrium = lines({"x": found["steps"], "lines": by_layer(found["distances"]), "xscale": "log", "yscale": "log",
@@ -107,11 +102,8 @@ def lines(*panels: Mapping[str, Any], width: float) -> Any:
 
 
 def raster(trains: Mapping[str, Sequence[Any]]) -> Any:
-    """Spikes of some units of every layer.
+    """Spikes of some units, for 'forward' and 'backward' and every layer ``(steps, units)`` of -1, 0 and 1."""
 
-    Args:
-        trains: for 'forward' and 'backward', per layer, ``(steps, units)`` of -1, 0 and 1.
-    """
     def draw(own: Any, direction: str, layer: int) -> None:
         train = trains[direction][layer]
         for sign, look in SIGNS.items():

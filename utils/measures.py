@@ -51,11 +51,8 @@ class Call:
 
 def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor, drive: float,
          loss: Callable[[Tensor, Tensor], Tensor], engine: Engine) -> Call:
-    """Pass a batch through the model in the mode that it is in, and ``drive`` times the loss back to the network.
-
-    Raises:
-        ValueError: the model does not call the network just once.
-    """
+    """Pass a batch through the model in the mode that it is in, and ``drive`` times the loss back to the network; a
+    ValueError, if the model does not call the network just once."""
     keys, seen, readout = torch.arange(len(inputs), device=inputs.device), [], []
 
     def cut(module: nn.Module, args: tuple, rates: Tensor) -> Tensor:
@@ -144,11 +141,8 @@ def rates(inference: Call, training: Call, backward: Counts) -> list[dict[str, A
 
 
 def histogram(counts: list[Tensor], steps: int) -> dict[str, Any]:
-    """How many units and samples have which rate, from numbers of spikes.
-
-    Returns:
-        ``rates``, the middles of bins as wide as some whole numbers of spikes, and the ``shares`` of each layer.
-    """
+    """How many units and samples have which rate, from numbers of spikes: ``rates``, middles of bins as wide as some
+    whole numbers of spikes, and the ``shares`` of each layer."""
     most = int(max(count.max() for count in counts))
     width = -(-(most + 1) // BINS)
     bins = most // width + 1
