@@ -140,15 +140,9 @@ class Compiled(DenseEngine):
     """The dense engine with the updates of its neurons compiled; its convolutions are a library's in any case."""
 
     name = "dense:compiled"
-    steps = {kind: torch.compile(kind.step_) for kind in (LIF, TernaryCouple)}
-
-    def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
-        with mock.patch.object(LIF, "step_", self.steps[LIF]):
-            return super().simulate_forward(circuit, x)
-
-    def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-        with mock.patch.object(TernaryCouple, "step_", self.steps[TernaryCouple]):
-            return super().simulate_backward(circuit, gradient, masks)
+    simulate_forward, simulate_backward = (
+        mock.patch.object(kind, "step_", torch.compile(kind.step_))(simulate) for kind, simulate in
+        ((LIF, DenseEngine.simulate_forward), (TernaryCouple, DenseEngine.simulate_backward)))
 
 
 class Rounded:

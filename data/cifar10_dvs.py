@@ -22,17 +22,14 @@ TRAIN_PER_CLASS = 900
 class CIFAR10DVS(Dataset):
     """Recordings as frames; numbers 0-899 of each class train, 900-999 test, however many of them are there.
 
-    Whatever is missing is downloaded and converted first, see :func:`data.dvs_files.fetch` and
-    :func:`data.dvs_convert.convert`.
+    Whatever is missing is downloaded and converted first; a UserError, if that cannot be had, or is damaged, or there
+    are none in this part. See :func:`data.dvs_files.fetch` and :func:`data.dvs_convert.convert`.
 
     Args:
         root: folder that holds, or is to hold, the folder ``cifar10-dvs``, or that folder itself.
         train: the training or the test part; download: fetch what is missing.
         frames: of a recording; transform: name in :data:`data.frames.TRANSFORMS`; size: pixels of a side.
         cache: folder for the frames, where they should not be kept with the recordings.
-
-    Raises:
-        UserError: recordings are missing and not downloaded, or damaged, or none are in this part.
     """
 
     classes = list(CLASSES)

@@ -39,13 +39,10 @@ def normalised(name: str, root: str | Path, *, mean: Sequence[float], std: Seque
 
 
 def load(name: str, root: str | Path, *, train: bool, transform: Transform | None = None) -> Dataset:
-    """One half of a dataset, downloaded to ``root`` when it is not there.
+    """The training or the test half of a dataset in ``NUM_CLASSES``, downloaded to ``root`` when it is not there.
 
-    Args:
-        name: one in ``NUM_CLASSES``; train: the training or the test half; transform: of each PIL image, if any.
-
-    Raises:
-        UserError: the data are missing and cannot be fetched, or a file is damaged; the sentence names it.
+    ``transform`` is of each PIL image. A UserError, if the data are missing and cannot be fetched, or names a file that
+    is damaged.
     """
     if name == "digits":
         return Digits(train=train, transform=transform)
@@ -81,9 +78,7 @@ def class_folders(root: str | Path, classes: Collection[str], *,
     """Images of one's own: a training and a test set from ``<root>/train/<class>/`` and ``<root>/test/<class>/``.
 
     Inputs are PIL images in colour, labels number the classes in alphabetical order; ``transform`` is for test images.
-
-    Raises:
-        UserError: folders are missing, without images or of other classes; later, that a file is damaged or no image.
+    A UserError, if folders are missing, without images or of other classes; later, if a file is damaged or no image.
     """
     parts = []
     for part, own in (("train", None), ("test", transform)):

@@ -9,12 +9,8 @@ from modules.synapses import Shape
 
 
 class SpikingClassifier(nn.Module):
-    """``logits = W a + b`` of the equilibrium firing rates ``a`` of a network's last layer.
-
-    Args:
-        network: the spiking part; num_classes: number of logits.
-        input_shape: shape of one image or frame, ``(channels, height, width)``.
-    """
+    """``logits = W a + b``, so many as classes, of the equilibrium firing rates ``a`` of a network's last layer, for
+    images or frames of ``input_shape`` ``(channels, height, width)``."""
 
     def __init__(self, network: FeedbackSNN, *, input_shape: Shape, num_classes: int) -> None:
         super().__init__()

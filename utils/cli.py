@@ -51,10 +51,8 @@ class _Flags:
 
         Args:
             names: the flag's names, the short one first.
-            experiment: with another value of this flag a resumed run would be another experiment, so it is refused
-                unless ``--override`` is given.
-            stored: the value is part of the run, so that a run that goes on from a checkpoint takes it from there;
-                otherwise it counts for one invocation.
+            experiment: another value would make a resumed run another experiment, so it needs ``--override``.
+            stored: a run that goes on from a checkpoint takes the value from there; else it is for one invocation.
             must: the range of the value, if it has one.
             settings: of argparse. A value has to be plain (numbers, texts, lists), as checkpoints hold nothing else.
         """

@@ -69,10 +69,8 @@ class World:
     def agree(self, stop: int | None, save: bool) -> tuple[int | None, bool]:
         """Make all processes act on a signal at the same iteration, whichever of them heard it and when.
 
-        With several processes the answer is to the call before, so that none ever waits for the slowest here.
-
-        Args:
-            stop: number of a signal that asks to stop, or None; save: whether a checkpoint is asked for.
+        ``stop`` is the number of a signal that asks to stop, or None; ``save``, whether a checkpoint is asked for. With
+        several processes the answer is to the call before, so that none ever waits for the slowest here.
         """
         if self.size == 1:
             return stop, save

@@ -123,12 +123,9 @@ def _choose(merit: Tensor) -> Tensor:
 
 
 def rates(inference: Call, training: Call, backward: Counts) -> list[dict[str, Any]]:
-    """Of each layer ``forward``, over all samples in evaluation, and ``backward``, over those recorded.
-
-    Returns:
-        Of both the mean ``rate``, and the shares of units that are ``silent`` and ``saturated``, which fire at every
-        step; of the forward one also the share that ``passes`` gradient in training.
-    """
+    """Of each layer ``forward``, over all samples in evaluation, and ``backward``, over those recorded: the mean
+    ``rate``, and the shares of units that are ``silent`` and ``saturated``, which fire at every step; of the forward
+    one also the share that ``passes`` gradient in training."""
     def ends(counts: Tensor, steps: int) -> dict[str, float]:
         return {"rate": counts.double().mean().item() / steps, "silent": (counts == 0).double().mean().item(),
                 "saturated": (counts == steps).double().mean().item()}

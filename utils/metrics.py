@@ -100,9 +100,7 @@ class PendingRows:
     def write(self, merged: Callable[[Meters], Meters], *, leads: bool, lasting: bool) -> None:
         """Append what waits (this waits for the device); where that fails with an OSError, it goes on waiting.
 
-        Args:
-            merged: sums over all processes of the job, which all of them ask for; leads: whether this one writes.
-            lasting: see :func:`append`.
+        All processes of a job ask for the sums over all, which ``merged`` gives; the one that ``leads`` writes.
         """
         rows = []
         for row, meters, seconds in self._waiting:

@@ -102,10 +102,9 @@ class Run:
         """
         self.require_finite()
         self.write_metrics(lasting=True)
-        state = self.state
-        sums = {"meters": self.world.merged(state.meters), "window": self.world.merged(state.window)}
+        meters, window = (self.world.merged(own).state_dict() for own in (self.state.meters, self.state.window))
         if self.world.leads:
-            self.write(best=best, rows=rows, **{name: meters.state_dict() for name, meters in sums.items()})
+            self.write(best=best, rows=rows, meters=meters, window=window)
 
     def write(self, *, best: bool = False, rows: list[list[float]] | None = None, **sums: Any) -> None:
         """Write what this process knows, with ``sums`` over all of them in place of its own; UserError as :meth:`save`.
