@@ -32,15 +32,13 @@ def fastest(repeats: int, *call: object) -> float:
 
 def one_layer(density: float) -> Row:
     """A layer that spikes at random, whatever came before, into a convolution; the cost of that layer is taken off."""
-    seconds = {}
+    seconds = []
     frames = (torch.rand(30, BATCH, 96, 16, 16) < density) * 2.0  # a spike takes just what made it fire
     for layers in ([synapses.Conv2d(96, 256, 3)], []):
         network = FeedbackSNN(input=synapses.AvgPool2d(1), layers=layers, time_step=30, event_input=True)
-        circuit, x = network.bind(frames.transpose(0, 1))
-        for name, engine in ENGINES.items():
-            own = fastest(3, engine.simulate_forward, circuit, x)
-            seconds[name] = seconds[name] - own if name in seconds else own
-    return density, seconds["dense"], seconds["event"]
+        call = network.bind(frames.transpose(0, 1))
+        seconds.append([fastest(3, engine.simulate_forward, *call) for engine in ENGINES.values()])
+    return density, *(both - less for both, less in zip(*seconds))
 
 
 def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
@@ -58,12 +56,11 @@ def whole_network(gain: float, gradient_size: float) -> tuple[Row, Row]:
     gradient = (gradient_size * torch.randn_like(forward.rates[-1])).contiguous(memory_format=torch.channels_last)
     fired = event.simulate_backward(circuit, gradient, masks).fired
     units = sum(count.numel() for count in forward.counts)
-    forward_density = sum(count.sum().item() for count in forward.counts) / units / circuit.time_step
-    seconds = {name: (fastest(2, engine.simulate_forward, circuit, x),
-                      timed(engine.simulate_backward, circuit, gradient, masks))
-               for name, engine in ENGINES.items()}
-    return ((forward_density, seconds["dense"][0], seconds["event"][0]),
-            (fired.sum().item() / units / circuit.time_step_back, seconds["dense"][1], seconds["event"][1]))
+    sent = sum(count.sum().item() for count in forward.counts)
+    return ((sent / units / circuit.time_step,
+             *(fastest(2, engine.simulate_forward, circuit, x) for engine in ENGINES.values())),
+            (fired.sum().item() / units / circuit.time_step_back,
+             *(timed(engine.simulate_backward, circuit, gradient, masks) for engine in ENGINES.values())))
 
 
 def plot(tables: dict[str, list[Row]], path: Path) -> None:

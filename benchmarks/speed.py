@@ -209,8 +209,8 @@ def measure(options: argparse.Namespace, *flags: str) -> dict[str, Any]:
     entries = {entry: engine_and_method(entry) for entry in options.engines}
     own = prepared(options, *flags)
     network, device = own.model.network, own.inputs.device
-    runs, spikes, memory, gradients = {entry: [] for entry in entries}, {}, {}, {}
-    for _ in range(options.repeats + 1):
+    runs, spikes, memory, gradients, tests = {entry: [] for entry in entries}, {}, {}, {}, {}
+    for number in range(options.repeats + 1):
         for entry, (network.engine, network.method) in entries.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -219,9 +219,8 @@ def measure(options: argparse.Namespace, *flags: str) -> dict[str, Any]:
             if device.type == "cuda":
                 memory[entry] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             gradients[entry] = torch.cat([p.grad.flatten() for p in network.parameters()]).cpu()
-    tests = {}
-    for entry, (network.engine, network.method) in entries.items() if own.test_loader else ():
-        tests[entry] = tested(own)
+            if own.test_loader and number == options.repeats:
+                tests[entry] = tested(own)
     medians = {}
     for entry, (_, *found) in runs.items():  # without the first, a warm-up
         forward, backward = (statistics.median(run[stage] for run in found) for stage in STAGES[:2])

@@ -39,8 +39,7 @@ class CIFAR10DVS(Dataset):
         settings = {"frames": frames, "transform": transform, "size": size, "cache": cache}
         folder = cache_folder(root, **settings)
         found, ready = (Counter(name for name, _ in keys) for keys in (find_recordings(root), cached(folder)))
-        absent = [name for name in CLASSES if not found[name] and ready[name] < PER_CLASS]
-        if absent:
+        if absent := [name for name in CLASSES if not found[name] and ready[name] < PER_CLASS]:
             fetch(root, absent, download=download)
         convert(root, **settings)
         paths = cached(folder)

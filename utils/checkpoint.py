@@ -97,9 +97,8 @@ def _read(path: Path) -> dict[str, Any]:
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad:
-            raise UserError(f"the checksum of its part {bad} is wrong")
+            if bad := archive.testzip():
+                raise UserError(f"the checksum of its part {bad} is wrong")
     with torch.serialization.safe_globals(NUMPY_SCALARS):
         contents = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(contents, dict):

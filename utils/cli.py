@@ -194,12 +194,10 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     parser, given = make_parser(), _given(make_parser(add_help=False), argv)
     dataset = given.get("dataset", defaults.get("dataset"))
     for kind, own in (("defaults", defaults), (f"defaults for {dataset}", dataset_defaults.get(dataset, {}))):
-        unknown = own.keys() - parser.flags
-        if unknown:
+        if unknown := own.keys() - parser.flags:
             raise ValueError(f"the script's {kind} name {', '.join(sorted(unknown))}, which is no flag")
         parser.set_defaults(**own)
-    absent = [name for name, flag in parser.flags.items() if flag.default is FROM_SCRIPT]
-    if absent:
+    if absent := [name for name, flag in parser.flags.items() if flag.default is FROM_SCRIPT]:
         raise ValueError(f"the script's defaults name no {' and no '.join(absent)}")
     args = parser.parse_args(argv)
     folder = _folder(args)

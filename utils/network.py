@@ -33,8 +33,7 @@ class Network(Protocol):
 
 def require_network(model: nn.Module) -> None:
     """Refuse, by TypeError, a model without a member of :class:`Network`."""
-    absent = [name for name in (*Network.__annotations__, "engine_on") if not hasattr(model, name)]
-    if absent:
+    if absent := [name for name in (*Network.__annotations__, "engine_on") if not hasattr(model, name)]:
         raise TypeError(f"build_model made a {type(model).__name__} without {' and '.join(absent)}, which a run asks "
                         "for: see utils.network.Network")
 
@@ -69,8 +68,7 @@ def load_network(model: nn.Module, stored: Mapping[str, Any], path: str | Path, 
         if found != expected:
             raise UserError(f"{path} does not fit the {name} of this run: {key} has shape {found} in the file and "
                             f"{expected} in the network; build the network that it was trained with")
-    bad = first_bad({key: state[key] for key, _ in model.named_parameters()})
-    if bad:
+    if bad := first_bad({key: state[key] for key, _ in model.named_parameters()}):
         raise UserError(f"{path} holds numbers that are not finite in {bad}: resume from another file")
     model.load_state_dict(state)
     return stored

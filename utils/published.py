@@ -38,8 +38,7 @@ def convert(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -
             raise UserError(f"{path} is a published checkpoint of another network: {name} has shape "
                             f"{tuple(value.shape)} where the {type(model).__name__} with {model.num_classes} classes "
                             f"of this run has {expected}")
-    absent = sorted(set(own) - set(names.values()))
-    if absent:
+    if absent := sorted(set(own) - set(names.values())):
         raise UserError(f"{path} is a published checkpoint of another network than the {type(model).__name__} of this "
                         f"run: it has no {absent[0]}")
     return {**{key: checkpoint[key] for key in ("epoch", "best_acc") if key in checkpoint},

@@ -86,8 +86,7 @@ class Run:
 
     def require_finite(self) -> None:
         """Raise UserError if a number has ceased to be finite (this waits for the device)."""
-        bad = self.watch.first()
-        if bad is not None:
+        if bad := self.watch.first():
             raise self.overflow(f"the {bad[1]} is not finite", bad[0])
 
     def overflow(self, what: str, iteration: int) -> UserError:
@@ -112,8 +111,8 @@ class Run:
         Where that fails, a warning is all: the files of before are still there, and the next save tries again.
         """
         contents = {**self.state_dict(), **sums}
-        bad = first_bad({"weight": dict(self.model.named_parameters()), "optimizer": contents["optimizer"]["state"]})
-        if bad:
+        state = {"weight": dict(self.model.named_parameters()), "optimizer": contents["optimizer"]["state"]}
+        if bad := first_bad(state):
             raise UserError(f"the {bad} is not finite after iteration {self.state.iteration}, which is not saved: "
                             f"resume from the last checkpoint in {self.folder} with a smaller --lr")
         self.saved = False
