@@ -88,8 +88,8 @@ def inference(forward: Counted, readout: float) -> dict[str, Work]:
     """What a sample takes in evaluation, which ``forward`` counted, by spikes, and in a pass of a quantised network of
     the same synapses; ``readout`` is the multiply-accumulates of everything behind the spiking network."""
     updates, pairs = sum(forward["updates"]), forward["couplings"]
-    return {"spikes": {"spikes": _all(forward["operations"]), "products": _all(forward["products"]) + readout,
-                       "updates": updates},
+    spikes, products = (sum(forward[kind].values()) for kind in ("operations", "products"))
+    return {"spikes": {"spikes": spikes, "products": products + readout, "updates": updates},
             "quantised": {"products": pairs["input"] + readout, "narrow products": _inner(pairs),
                           "updates": updates / forward["steps"]}}
 
@@ -103,29 +103,24 @@ def training(forward: Counted, backward: Counted, *, sweeps: float, readout: flo
         parameters: trained, divided by the batch that shares a step of the optimizer.
     """
     steps, operations, updates = forward["steps"], forward["operations"], sum(forward["updates"])
-    products = _all(forward["products"]) + 2 * readout
-    gradients = _all(backward["products"]) + readout
-    shared = {"spikes": _all(operations), "optimizer products": OPTIMIZER * parameters}
+    spikes, products = (sum(forward[kind].values()) for kind in ("operations", "products"))
+    gradients = sum(backward["products"].values()) + readout
+    shared = {"spikes": spikes, "products": products + 2 * readout, "optimizer products": OPTIMIZER * parameters}
 
     def sweep(pairs: Mapping[str, float], times: float) -> float:
         """Products of values in place of spikes; those through the feedback are one time fewer."""
         return times * _inner(pairs) - pairs.get("feedback", 0)
 
     return {
-        "SPIDE": {**shared, "spikes": _all(operations) + _all(backward["operations"]), "products": products,
+        "SPIDE": {**shared, "spikes": spikes + sum(backward["operations"].values()),
                   "gradient products": gradients, "updates": updates + sum(backward["updates"])},
-        "IDE": {**shared, "products": products + sweep(backward["couplings"], sweeps),
+        "IDE": {**shared, "products": shared["products"] + sweep(backward["couplings"], sweeps),
                 "gradient products": gradients, "updates": updates + sweeps * updates / steps},
         "backpropagation through time": {
-            **shared, "products": products + sweep(forward["couplings"], steps),
-            "gradient products": _all(forward["products"]) + readout,
+            **shared, "products": shared["products"] + sweep(forward["couplings"], steps),
+            "gradient products": products + readout,
             "gradient spikes": sum(operations.get(name, 0) for name in backward["products"]),
             "updates": 2 * updates, "stored": updates}}
-
-
-def _all(numbers: Mapping[str, float]) -> float:
-    """Those of all connections."""
-    return sum(numbers.values(), 0.0)
 
 
 def _inner(numbers: Mapping[str, float]) -> float:
