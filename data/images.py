@@ -26,10 +26,8 @@ def normalised(name: str, root: str | Path, *, mean: Sequence[float], std: Seque
                augmentation: Sequence[Transform] = ()) -> tuple[Dataset, Dataset, Transform | None]:
     """Training images, test images, and the transform of the former, None where nothing of it is random.
 
-    Images that are the same in each epoch are transformed once. See :func:`load` for ``name`` and ``root``.
-
-    Args:
-        mean, std: of each channel, for normalisation; augmentation: transforms of a training image before that.
+    Images that are the same in each epoch are transformed once. ``name`` and ``root`` are those of :func:`load`;
+    ``augmentation`` precedes the normalisation by ``mean`` and ``std`` of each channel, in training images alone.
     """
     normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     test = Kept(load(name, root, train=False, transform=normalise))

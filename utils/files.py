@@ -82,11 +82,8 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path, *, contents: str, remedy: str, wait: bool = True) -> Iterator[None]:
-    """Make a folder, unless it is there, and hold its :class:`FolderLock`, which see, in the context.
-
-    A UserError says if it cannot be made or written: ``contents`` and ``remedy`` are what one wants to write and what
-    to do then.
-    """
+    """Make a folder, unless it is there, and hold its :class:`FolderLock`, which see, in the context; a UserError, if
+    it cannot be made or written: ``contents`` and ``remedy`` are what one wants to write and what to do then."""
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -27,14 +27,12 @@ RECORDED = 4  # samples of which every step is recorded, by the dense engine, wh
 def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path, *, scale_factor: float = 1.0,
           batch: int | None = None, samples: int = 32, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
           ) -> dict[str, Any]:
-    """Write ``report.md``, ``report.json``, whose contents are returned, and pictures.
-
-    Model and random state are left as they were.
+    """Write ``report.md``, ``report.json`` and pictures; model and random state are left as they were.
 
     Args:
         model: holds one FeedbackSNN, or is one, and calls it once.
         inputs, targets: a batch, of which the first ``samples`` are used, and the first few recorded step by step.
-        folder: to write to; made if need be.
+        folder: to write to, made if need be; what ``report.json`` holds is returned too.
         scale_factor, batch: of training: ``scale_factor / batch`` times a sample's loss drives the backward network,
             and ``batch`` samples, by default all of ``inputs``, share a step of the optimizer.
         loss: of the model's outputs and targets, the mean over the batch.
