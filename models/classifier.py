@@ -9,8 +9,8 @@ from modules.synapses import Shape
 
 
 class SpikingClassifier(nn.Module):
-    """``logits = W a + b``, so many as classes, of the equilibrium firing rates ``a`` of a network's last layer, for
-    images or frames of ``input_shape`` ``(channels, height, width)``."""
+    """``logits = W a + b``, one for each class, of the equilibrium firing rates ``a`` of a network's last layer; images
+    or frames are of ``input_shape`` ``(channels, height, width)``."""
 
     def __init__(self, network: FeedbackSNN, *, input_shape: Shape, num_classes: int) -> None:
         super().__init__()
