@@ -42,10 +42,8 @@ def reference_transform(counts: np.ndarray, size: int = 48) -> np.ndarray:
 
 
 def clean_transform(counts: np.ndarray, size: int = 48) -> np.ndarray:
-    """Share of the area with any event: counts clipped to 1, then each polarity averaged over areas on its own.
-
-    The result is float16, in [0, 1].
-    """
+    """Share of the area with any event, float16 in [0, 1]: counts clipped to 1, then each polarity averaged over areas
+    on its own."""
     planes = np.minimum(counts, 1).astype(np.float32).reshape(-1, *counts.shape[2:])
     resized = [cv2.resize(plane, (size, size), interpolation=cv2.INTER_AREA) for plane in planes]
     return np.stack(resized).reshape(*counts.shape[:2], size, size).astype(np.float16)

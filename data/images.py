@@ -39,8 +39,7 @@ def normalised(name: str, root: str | Path, *, mean: Sequence[float], std: Seque
 def load(name: str, root: str | Path, *, train: bool, transform: Transform | None = None) -> Dataset:
     """The training or the test half of a dataset in ``NUM_CLASSES``, downloaded to ``root`` when it is not there.
 
-    ``transform`` is of each PIL image. A UserError, if the data are missing and cannot be fetched, or a file, which it
-    names, is damaged.
+    ``transform`` is of each PIL image. A UserError, if data are missing and cannot be fetched, or names a damaged file.
     """
     if name == "digits":
         return Digits(train=train, transform=transform)

@@ -48,8 +48,7 @@ def save(checkpoint: Mapping[str, Any], *paths: Path) -> None:
 
 
 def load(path: str | Path) -> Stored:
-    """Read a checkpoint without running anything that it may contain; a UserError, if there is no such file, or it is
-    damaged or no checkpoint."""
+    """Read a checkpoint without running anything in it; a UserError, if it is absent, damaged or no checkpoint."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: check the name given to --resume")

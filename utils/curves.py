@@ -13,8 +13,7 @@ RATES = {f"{direction}_rates": f"{direction} rates" for direction in figures.DIR
 
 
 def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
-    """Loss and accuracy of all runs, whose rows are given by name, and of each one the firing rates of its layers, over
-    'iterations' or 'seconds' of training."""
+    """Loss and accuracy of runs (rows by name), rates of their layers, over 'iterations' or 'seconds' of training."""
     figure, axes = figures.new_figure(1 + len(runs), 2, width=13, height=3.6 * (1 + len(runs)), sharex=True)
     place = "elapsed" if against == "seconds" else "iteration"
     for number, (name, rows) in enumerate(runs.items()):

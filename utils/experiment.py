@@ -140,10 +140,9 @@ def agreed(invocation: Invocation, world: World) -> Invocation:
 
 
 def choose_device(gpu_id: str, processes: int) -> torch.device:
-    """The device of ``--gpu-id``; the CPU, with a word, when there is no GPU.
+    """The device of ``--gpu-id``; the CPU, with a word, when there is no GPU; a UserError for a number too large.
 
-    Of several processes on a machine, each takes the GPU of its number, in the list of ``--gpu-id`` if that is one. A
-    UserError says that there is no GPU of a number.
+    Of several processes on a machine, each takes the GPU of its number, in the list of ``--gpu-id`` if that is one.
     """
     if gpu_id == "-1":
         return torch.device("cpu")

@@ -67,8 +67,7 @@ def by_layer(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def of_report(results: Mapping[str, Any], recording: Any, network: Any) -> dict[str, Any]:
-    """The figures of a report by name, from the contents of ``report.json``, and a :class:`utils.measures.Recording` of
-    a FeedbackSNN."""
+    """The figures of a report by name, from what ``report.json`` holds and a :class:`utils.measures.Recording`."""
     found, gradient = results["equilibrium"], results["gradient"]
     weights = {name: own for name, own in gradient["parameters"].items() if "bias" not in name}
     equilibrium = lines({"x": found["steps"], "lines": by_layer(found["distances"]), "xscale": "log", "yscale": "log",
@@ -150,8 +149,7 @@ def energy(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
 
 
 def _every_layer(layers: int, what: str, draw: Callable[[Any, str, int], None]) -> Any:
-    """A figure with a row for each layer, the last one on top, and a column for each direction; ``draw`` fills a panel,
-    given axes, direction and layer."""
+    """A row for each layer, last on top, a column for each direction; ``draw(axes, direction, layer)`` fills one."""
     figure, axes = new_figure(layers, 2, width=12, height=1 + 1.2 * layers, sharex="col", width_ratios=(1, 2.2))
     for column, direction in zip(axes.T, DIRECTIONS):
         column[0].set_title(f"{direction.capitalize()}: {what}", fontsize="medium")

@@ -7,10 +7,8 @@ from torch import Tensor, nn
 
 
 class Watch:
-    """The first iteration at which the loss, a gradient or a weight of a model was not finite.
-
-    It is kept on the device, so that a training step never waits for it.
-    """
+    """The first iteration at which the loss, a gradient or a weight of a model was not finite, kept on the device, so
+    that a training step never waits for it."""
 
     def __init__(self, model: nn.Module) -> None:
         named = {name: p for name, p in model.named_parameters() if p.numel()}

@@ -18,8 +18,7 @@ NAME = "metrics.jsonl"
 
 
 def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) -> None:
-    """Add all rows to the file or, where that fails with an OSError, none; ``lasting`` waits until they would outlast a
-    power cut."""
+    """Add all rows to the file or, with an OSError, none; ``lasting`` waits until they would outlast a power cut."""
     # JSON has no number that is not finite.
     plain = (json.loads(json.dumps(row), parse_constant=lambda name: None) for row in rows)
     lines = "".join(json.dumps(row) + "\n" for row in plain).encode()

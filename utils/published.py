@@ -24,8 +24,7 @@ def recognise(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def convert(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """A published checkpoint in our form, for ``model``; a UserError, which names ``path`` and a parameter, if it is of
-    another network."""
+    """A published checkpoint in our form; a UserError with ``path`` and a parameter, if it does not fit ``model``."""
     theirs: dict[str, Tensor] = {}  # each parameter once, under its short name, in order of first appearance
     for match, value in ((_NAME.match(name), value) for name, value in checkpoint["state_dict"].items()):
         if match:

@@ -1,8 +1,7 @@
 """What a trained network does, measured: rates, spikes, equilibrium, gradient, operations and energy, on one page.
 
-:func:`write` makes the page of any model that holds one FeedbackSNN. Curves of runs are drawn by
-
-    python -m utils.report FOLDER...          see utils/curves.py
+:func:`write` makes the page of any model that holds one FeedbackSNN; ``python -m utils.report FOLDER...`` draws curves
+of runs, see utils/curves.py.
 """
 import contextlib
 import json

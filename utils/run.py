@@ -95,10 +95,8 @@ class Run:
                          "smaller --lr or a longer --warmup")
 
     def save(self, *, best: bool = False, rows: list[list[float]] | None = None) -> None:
-        """Write a checkpoint and, if given, the rows of the log; UserError, if a number is not finite.
-
-        All processes of a job must call it.
-        """
+        """Write a checkpoint and, if given, the rows of the log; UserError, if a number is not finite. All processes of
+        a job must call it."""
         self.require_finite()
         self.write_metrics(lasting=True)
         meters, window = (self.world.merged(own).state_dict() for own in (self.state.meters, self.state.window))
@@ -144,10 +142,8 @@ class Run:
                 **self.state.state_dict(), "random_state": random_state()}
 
     def load_state_dict(self, stored: Mapping[str, Any], folder: Path) -> None:
-        """Take over all but the network, whatever is there.
-
-        A published checkpoint has its history in the log in ``folder`` alone.
-        """
+        """Take over all but the network, whatever is there; a published checkpoint has its history in the log in
+        ``folder`` alone."""
         args, arguments, batches = self.args, stored.get("arguments", {}), len(self.train_loader)
         theirs = stored.get("optimizer")
         if theirs and arguments.get("optimizer", args.optimizer) == args.optimizer:
