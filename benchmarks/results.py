@@ -7,6 +7,7 @@ Runs that differ by their seed alone share a row: mean and standard deviation ov
 """
 import argparse
 import json
+import re
 import shutil
 import statistics
 from collections import defaultdict
@@ -19,7 +20,7 @@ from utils.logs import COLUMNS, LOG, PLOT, read_log
 from utils.pages import table
 
 PLACES = ("path", "checkpoint", "resume", "export")  # arguments that say where files lay, and nothing about the numbers
-HOW = {"-c", "-j", "--workers", "--save-every", "--manualSeed", *(f"--{name}" for name in PLACES)}
+HOW = {"-c", "-j", "--workers", "--save-every", "--manualSeed", "--gpu-id", *(f"--{name}" for name in PLACES)}
 ROWS = 300  # of training that are kept of a run
 
 
@@ -45,7 +46,7 @@ def command(argv: Sequence[str]) -> list[str]:
     script, *rest = argv
     kept, skipping = [Path(script).name], False
     for word in rest:
-        skipping = word.partition("=")[0] in HOW or skipping and not word.startswith("-")
+        skipping = word.partition("=")[0] in HOW or skipping and not re.match("--?[a-zA-Z]", word)
         kept += [] if skipping else [word]
     return kept
 
@@ -61,7 +62,8 @@ def results(folders: Sequence[Path]) -> str:
         runs[" ".join(command(how["command"]))].append({
             "seed": how["arguments"]["manualSeed"], "epochs": f"{len(log)} of {how['arguments']['epochs']}",
             "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * iterations,
-            "how": f"{how['device']}, PyTorch {how['versions']['torch']}, commit {how['git']['commit'][:7]}"})
+            "how": f"{how['device']}, PyTorch {how['versions']['torch']}"
+                   + (f", commit {how['git']['commit'][:7]}" if how["git"] else "")})
     return table(["command", "seeds", "epochs", "last test accuracy (%)", "best", "training, seconds an epoch", "on"],
                  [[f"`{name}`", _each(own, "seed"), _each(own, "epochs"), _spread(own, "last"), _spread(own, "best"),
                    _spread(own, "time"), _each(own, "how")] for name, own in runs.items()])

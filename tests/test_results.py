@@ -1,4 +1,5 @@
 """The results that the repository claims, and the weights that it publishes."""
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
         succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--max-iters", 3, "--log-every", 1, "-c", run,
                 "--manualSeed", seed)
         results.keep(run, tmp_path / "kept")
+    line = ["a/b.py", "--gpu-id", "-1", "--resume", "auto", "--path=x", "-t", "6"]
+    assert results.command(line) == ["b.py", "-t", "6"]
     table = results.results(runs)
     cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
-    assert cells[:3] == ["`mnist_lenet.py -t 6 -tb 8 --gpu-id -1 -d digits --max-iters 3 --log-every 1`", "1, 2",
+    assert cells[:3] == ["`mnist_lenet.py -t 6 -tb 8 -d digits --max-iters 3 --log-every 1`", "1, 2",
                          "1 of 16"]
     last = [float((run / "log.txt").read_text().split()[-4]) for run in runs]
     assert cells[3] == f"{np.mean(last):.2f} ± {np.std(last, ddof=1):.2f}"
@@ -33,13 +36,16 @@ def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
 
 
 def test_many_rows_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations are all kept."""
+    """Evaluations are all kept, also of a run of sources that no git knows."""
     run = tmp_path / "run"
     succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--max-iters", 9, "--log-every", 1, "-c", run)
     monkeypatch.setattr(results, "ROWS", 3)
     results.keep(run, tmp_path / "kept")
     rows = results.metrics.read(tmp_path / "kept" / "run")
     assert [row["iteration"] for row in rows if row["phase"] == "train"] == [1, 4, 7] and len(rows) == 4
+    how = tmp_path / "kept" / "run" / "args.json"
+    how.write_text(json.dumps(json.loads(how.read_text()) | {"git": None}))
+    assert "commit" not in results.results([how.parent])
 
 
 def test_every_result_of_the_readme_stands_in_docs() -> None:

@@ -166,7 +166,8 @@ def choose_device(gpu_id: str, processes: int) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """What a device is, in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} thread{'s'[:threads > 1]}"
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:

@@ -20,7 +20,9 @@ from utils.files import write_atomically
 from utils.progress import Progress, say
 
 STAGES = ("rates", "spikes", "equilibrium", "gradient", "page")
-RECORDED = 4  # samples of which every step is recorded, by the dense engine, which takes up to seconds for each
+# Samples of which every step is recorded: at least so many, and as many as have so many units in all; the dense engine,
+# which does it, takes up to seconds for each.
+RECORDED, UNITS = 4, 1_000_000
 
 
 def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path, *, scale_factor: float = 1.0,
@@ -61,17 +63,18 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
             calls.append(measures.call(model, network, inputs, targets, scale_factor * len(inputs) / batch, loss,
                                        engine))
         inference, training = calls
+        units = sum(count[0].numel() for count in inference.forward.counts)
+        recorded = max(RECORDED, UNITS // units)
         next(stages)
-        tested.simulate_forward(*inference.first(RECORDED))
-        recording = measures.record(training, RECORDED)
+        tested.simulate_forward(*inference.first(recorded))
+        recording = measures.record(training, recorded)
         evaluated, forward, backward = (own.per_sample() for own in (tested.forward, *recording[:2]))
         next(stages)
         equilibrium = measures.equilibrium(inference)
         next(stages)
         gradient = measures.gradient(training, network)
         next(stages)
-        machine = energy.Machine(weights=sum(p.numel() for p in network.parameters()),
-                                 units=sum(count[0].numel() for count in inference.forward.counts),
+        machine = energy.Machine(weights=sum(p.numel() for p in network.parameters()), units=units,
                                  time_step=network.time_step)
         works = energy.training(forward, backward, sweeps=gradient["sweeps"], readout=training.readout,
                                 parameters=sum(p.numel() for p in model.parameters() if p.requires_grad) / batch)
