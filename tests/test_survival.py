@@ -99,12 +99,21 @@ def test_killed_runs_end_as_one_left_alone(images, tmp_path) -> None:
     assert evaluations[0].splitlines()[-1] == evaluations[1].splitlines()[-1]
 
 
+STOPPED = (*LENET, "--train-batch", 300, "--epochs", 2, "-j", 2)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    succeed(*STOPPED, "-c", folder)
+    return folder
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_stopping_signals(number, status, tmp_path) -> None:
+def test_stopping_signals(number, status, never_stopped, tmp_path) -> None:
     """SIGTERM, SIGINT and a lost connection save after the running iteration; the rest gives the same bits."""
-    flags = (*LENET, "--train-batch", 300, "--epochs", 2, "-j", 2)
-    folder, whole = tmp_path / "run", tmp_path / "whole"
-    with running(*flags, "-c", folder, "--save-every", 1, start_new_session=True,
+    folder = tmp_path / "run"
+    with running(*STOPPED, "-c", folder, "--save-every", 1, start_new_session=True,
                  preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)) as process:
         wait_for_iteration(process, folder, 2)
         os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the workers too
@@ -113,9 +122,8 @@ def test_stopping_signals(number, status, tmp_path) -> None:
     assert f"go on with --resume {folder / 'checkpoint.pth.tar'}" in output
     done = iteration(folder)
     assert 2 <= done < 10
-    succeed(*flags, "--resume", folder / "checkpoint.pth.tar")
-    succeed(*flags, "-c", whole)
-    same_state(folder, whole)
+    succeed(*STOPPED, "--resume", folder / "checkpoint.pth.tar")
+    same_state(folder, never_stopped)
 
 
 def test_signal_during_evaluation(tmp_path) -> None:
@@ -185,15 +193,15 @@ def test_full_disk(tmp_path) -> None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     flags = ("mnist_lenet.py", "--resume", tmp_path / "checkpoint.pth.tar", "--gpu-id", -1, "--test-limit", 40)
-    with running(*flags, "--save-every", 1, "--max-iters", 40, preexec_fn=lambda: limit(100_000)) as process:
+    with running(*flags, "--save-every", 1, "--max-iters", 20, preexec_fn=lambda: limit(100_000)) as process:
         read_until(process, "could NOT be written")
         assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before
         limit(resource.RLIM_INFINITY, process.pid)
         assert "finished" in process.communicate(timeout=60)[0] and process.returncode == 0
-    assert iteration(tmp_path) == 40
+    assert iteration(tmp_path) == 20
 
     before = (tmp_path / "checkpoint.pth.tar").read_bytes()
-    with running(*flags, "--max-iters", 41, preexec_fn=lambda: limit(100_000)) as process:
+    with running(*flags, "--max-iters", 21, preexec_fn=lambda: limit(100_000)) as process:
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and "the last checkpoint could not be written" in output
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before and not list(tmp_path.glob(".*.part"))

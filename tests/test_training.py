@@ -15,6 +15,7 @@ from utils import checkpoint, figures, logs, metrics, progress, training
 from utils.cli import Arguments, Invocation
 from utils.distributed import World
 from utils.experiment import agreed, make_optimizer, summary
+from utils.files import write_atomically
 from utils.folder import arrange
 from utils.loading import Batches
 from utils.logs import read_log, write_log
@@ -58,6 +59,23 @@ def test_evaluation_drops_nothing(tmp_path, capsys) -> None:
         train("--resume", tmp_path / "checkpoint.pth.tar", "-e", "--drop", drop, "--override")
         outputs.append(capsys.readouterr().out.splitlines()[-1])
     assert outputs[0] == outputs[1]
+
+
+def test_killed_between_two_files(tmp_path, monkeypatch) -> None:
+    """The last checkpoint never says how good the best network is before that one's file is there."""
+    run = made(tmp_path)
+    run.state = RunState(iteration=3, best_acc=30.0)
+    run.save()
+
+    def killed(path, contents) -> None:
+        write_atomically(path, contents)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("utils.checkpoint.write_atomically", killed)
+    run.state.best_acc = 40.0
+    with pytest.raises(KeyboardInterrupt):
+        run.save(best=True)
+    assert stored(tmp_path, "model_best.pth.tar")["best_acc"] == 40 and stored(tmp_path)["best_acc"] == 30
 
 
 def test_the_first_of_equals_is_the_best(tmp_path) -> None:
@@ -304,7 +322,7 @@ def test_summary(tmp_path) -> None:
     lines = dict(line.split(maxsplit=1) for line in summary(run, invocation).splitlines())
     parameters = sum(p.numel() for p in run.model.parameters())
     assert lines["network"] == f"LeNet, {parameters} parameters, {run.model.num_neurons} neurons, 3 classes"
-    assert lines["device"].startswith("CPU, 1 threads; engine dense; PyTorch ")
+    assert lines["device"].startswith("CPU, 1 thread; engine dense; PyTorch ")
     assert lines["data"] == "noise, 24 training and 5 test samples; 3 iterations of 10 samples an epoch"
     assert lines["gradient"] == "scale_factor / batch = 100 / 10 = 10 drives the backward network"
     assert lines["run"] == f"folder {tmp_path}, seed 3" and "note:" not in lines

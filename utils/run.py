@@ -116,7 +116,8 @@ class Run:
         self.saved = False
         with _attempt(f"the checkpoint of iteration {self.state.iteration} could NOT be written to {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(contents, *(self.folder / name for name in ((LAST, BEST) if best else (LAST,))))
+            # The best one first: killed between the two, a run evaluates again and finds it as good.
+            checkpoint.save(contents, *(self.folder / name for name in ((BEST, LAST) if best else (LAST,))))
             if rows is not None:
                 write_log(self.folder, rows)
             self.saved = True
