@@ -1,5 +1,4 @@
 """The event engine against the dense one: every spike where sums are exact, and bounded differences where not."""
-import math
 import os
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, notices, synapses
 from modules.engines import ring
 from modules.engines.dense import DENSE
-from modules.engines.event import compiled, costs
+from modules.engines.event import costs
 from modules.engines.event import engine as event
 from tests.networks import NAMES, sample_input, small
 
@@ -173,16 +172,6 @@ def test_products_between_the_turns_of_a_chain(event_input: bool, leak: float, m
     assert_same(network, torch.randn(3, *frames, 2, 9, 11).double() * 2)
     turns = -(-steps[0] // (8 if event_input else 32)) + -(-steps[1] // 32)
     assert 0 < len(products) < turns * 3 * 3  # of three samples and three synapses with weights
-
-
-def test_a_measured_cost_is_the_same_for_all_processes(tmp_path, monkeypatch) -> None:
-    """Of two that measure, the second takes what the first kept; with nowhere to keep it, none is measured."""
-    for folder, measure, expected in ((tmp_path, lambda: 3.5, 3.5), (tmp_path, lambda: 4.5, 3.5), ("", None, None)):
-        monkeypatch.setattr(compiled, "_folder", lambda chosen, folder=folder: str(folder))
-        assert compiled.kept("number", measure) == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["number"]
-    steps = 2 * math.log2(costs._measured())
-    assert steps == pytest.approx(round(steps)) and 1e-4 < costs._measured() < 1
 
 
 def test_cost_model_prefers_products_for_many_spikes_only() -> None:

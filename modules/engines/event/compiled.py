@@ -1,5 +1,4 @@
 """The compiled loops, loaded at first use: who does not simulate here neither needs Numba nor waits for it."""
-import contextlib
 import functools
 import hashlib
 import importlib
@@ -77,22 +76,6 @@ def variants(make: Callable, *settings: tuple) -> Any:
             f5(*arguments)
 
     return call
-
-
-def kept(name: str, measure: Callable[[], float]) -> float | None:
-    """A number of this machine, measured once and kept beside the compiled loops; None where nothing can be kept."""
-    from numba import config
-    with _lock:
-        folder = _folder(config.CACHE_DIR)
-    if not folder:
-        return None
-    path = Path(folder, name)
-    with contextlib.suppress(OSError):
-        if not path.exists():
-            with tempfile.NamedTemporaryFile("w", dir=folder) as file:
-                print(measure(), file=file, flush=True)
-                os.link(file.name, path)  # who comes second takes the number of who came first
-    return float(path.read_text()) if path.exists() else None
 
 
 @functools.cache

@@ -1,44 +1,17 @@
 """What a step of the event engine costs, and how to go on from there: by measured costs, not by a fixed rule."""
-import functools
-import math
-import time
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from modules.engines.event import compiled
 from modules.engines.ring import Ring
 from modules.engines.routes import Route
 
 # Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value of a gathered
 # row of weights, by the bytes of all rows, as these fit in the third cache or not; for a multiplication in a product of
-# whole tensors, which other processors do twice as fast; and for what such a product costs besides, by unit of source
-# and target.
+# whole tensors; and for what such a product costs besides, by unit of source and target.
 GATHERED = ((2**24, 0.05), (float("inf"), 0.07))
 MULTIPLIED, MOVED = 0.017, 2.0
 # Samples that take a step together where they share something: rows of weights in the second cache, or a product.
 TOGETHER = 16
-
-
-@functools.cache
-def multiplied() -> float:
-    """``MULTIPLIED`` of this machine, where it can be kept; all processes decide alike by it, so that bits repeat."""
-    return compiled.kept("multiplied", _measured) or MULTIPLIED
-
-
-def _measured() -> float:
-    """Nanoseconds of a multiplication in a 3x3 convolution, to half an octave, so that the next measurement agrees."""
-    spikes = torch.zeros(TOGETHER, 96, 16, 16).contiguous(memory_format=torch.channels_last)
-    weight, seconds, threads = torch.zeros(256, 96, 3, 3), [], torch.get_num_threads()
-    torch.set_num_threads(1)
-    for _ in range(6):
-        began = time.perf_counter()
-        products = F.conv2d(spikes, weight, padding=1)
-        seconds.append(time.perf_counter() - began)
-    torch.set_num_threads(threads)
-    number = 1e9 * min(seconds) / (products.numel() * weight[0].numel())
-    return 2 ** (round(2 * math.log2(number)) / 2)
 
 
 def break_even(route: Route) -> float:
@@ -48,7 +21,7 @@ def break_even(route: Route) -> float:
     size = route.weight.numel() * route.weight.element_size()
     units = torch.Size(route.source).numel() + torch.Size(route.target).numel()
     value = next(cost for limit, cost in GATHERED if size <= limit)
-    return (route.multiplications * multiplied() + units * MOVED) / (reached(route) * value)
+    return (route.multiplications * MULTIPLIED + units * MOVED) / (reached(route) * value)
 
 
 def reached(route: Route) -> float:
