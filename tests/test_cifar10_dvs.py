@@ -454,16 +454,17 @@ def test_truncated_recordings_are_named(root, spoil, message):
 def test_interrupted_conversion(root, number):
     """Killed, ended or interrupted half-way, a conversion leaves whole files only and no process, and is continued."""
     cache = cache_folder(root, **SETTINGS)
-    for copy in range(3, 403):
+    for copy in range(3, 253):
         shutil.copy(root / FOLDER / "cat" / "cifar10_cat_1.aedat", root / FOLDER / "cat" / f"cifar10_cat_{copy}.aedat")
-    script = f"from data.dvs_convert import convert; convert({str(root)!r}, workers=2, **{SETTINGS!r})"
+    script = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
+              f"from data.dvs_convert import convert; convert({str(root)!r}, workers=2, **{SETTINGS!r})")
     process = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     while len([*cache.glob("*.npy")]) < 40:
         assert process.poll() is None
     process.send_signal(number)
     assert process.wait(10) != 0
     done = {path: path.stat() for path in cache.glob("*.npy")}
-    assert 40 <= len(done) < 430
+    assert 40 <= len(done) < 280
     assert number != signal.SIGINT or not list(cache.glob(".*"))
     for path in done:
         assert np.load(path).shape == (3, 2, 48, 48)
@@ -471,8 +472,8 @@ def test_interrupted_conversion(root, number):
     for path, state in done.items():
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == (state.st_ino, state.st_mtime_ns)
     frames = frames_of(root)
-    assert len(frames) == 430 and not list(cache.glob(".*.part"))
-    for copy in range(3, 403):
+    assert len(frames) == 280 and not list(cache.glob(".*.part"))
+    for copy in range(3, 253):
         assert frames[f"cifar10_cat_{copy}.npy"] == frames["cifar10_cat_1.npy"]
 
 

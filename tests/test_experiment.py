@@ -272,6 +272,8 @@ def test_values_out_of_range(flags: str) -> None:
     name, *values = flags.split()
     with pytest.raises(UserError, match=f"^{name} must .*{values[0]}"):
         small().arguments(flags.split())
+    with pytest.raises(UserError, match="--start-epoch 2 is not among the 2 of --epochs"):
+        small().arguments(["--start-epoch", "2"])
 
 
 def test_values_at_the_ends_of_their_range() -> None:

@@ -216,6 +216,9 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     if another and not (args.override or args.evaluate or args.new_readout):
         raise UserError(f"with another {' and '.join(another)} this would not be the experiment that {found.path} is "
                         f"part of ({'; '.join(changes)}): leave the flag out, or add --override to go on all the same")
+    if args.start_epoch is not None and args.start_epoch >= args.epochs:
+        raise UserError(f"--start-epoch {args.start_epoch} is not among the {args.epochs} of --epochs, which count "
+                        "from 0: name an earlier one, or more epochs")
     for name in ("evaluate", "export", "new_readout"):
         if getattr(args, name) and not found:
             raise UserError(f"{parser.spelling(name)} needs a checkpoint: name it with --resume FILE")
