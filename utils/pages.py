@@ -66,7 +66,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def number(value: float) -> str:
     """Three digits, and all of those before the point, as a person writes them."""
-    if value and (abs(value) >= 1e8 or abs(value) < 1e-4):
+    if value and abs(value) < 1e-4:
         return f"{value:.2e}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
