@@ -109,6 +109,11 @@ class Circuit:
         """The post-synaptic layer's entry of every connection, in the order of ``connections``."""
         return [*per_layer, *([per_layer[0]] if self.has_feedback else [])]
 
+    def masks(self, counts: list[Tensor]) -> list[Tensor]:
+        """``m_l``: units that pass gradient, as they fired but not at every step. From whole numbers of spikes: the
+        rounded rate of a neuron that fired at every step need not equal 1."""
+        return [(count > 0) & (count < self.time_step) for count in counts]
+
     def gates(self, factors: list[Tensor]) -> list[Tensor]:
         """What signals of the post-synaptic layer of every connection are multiplied with on their way back: a factor
         of each layer, and the dropout mask, as it scales the current."""

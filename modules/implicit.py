@@ -76,8 +76,7 @@ class ImplicitGradient(torch.autograd.Function):
             statistics.neurons = [count[0].numel() for count in result.counts]
             statistics.forward_rates = torch.stack([count.mean() for count in result.counts]) / circuit.time_step
         if any(ctx.needs_input_grad):
-            # Integer counts, not rates: the rounded rate of a neuron that fired at every step need not equal 1.
-            masks = [(count > 0) & (count < circuit.time_step) for count in result.counts]
+            masks = circuit.masks(result.counts)
             ctx.circuit = circuit.with_tensors((None,) * len(tensors))  # tensors belong in save_for_backward
             ctx.engine, ctx.statistics, ctx.layers = engine, statistics, len(masks)
             ctx.save_for_backward(x, *masks, *result.rates, *tensors)

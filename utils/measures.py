@@ -40,7 +40,7 @@ class Call:
     @property
     def masks(self) -> list[Tensor]:
         """Which units pass gradient."""
-        return [(count > 0) & (count < self.circuit.time_step) for count in self.forward.counts]
+        return self.circuit.masks(self.forward.counts)
 
     def first(self, samples: int) -> tuple[Circuit, Tensor]:
         """Circuit and input of the first samples."""

@@ -106,7 +106,7 @@ def check(case: Case, engine: Engine, device: torch.device) -> None:
         gradient = draw((batch, *circuit.feedforward[-1].output_shape), min(bits, 8), 1.0)
         gradient[0] /= 4  # so that in some steps this sample is silent
         forward = [e.simulate_forward(circuit, x) for e in (DENSE, engine)]
-        masks = [(count > 0) & (count < net.time_step) for count in forward[0].counts]
+        masks = circuit.masks(forward[0].counts)
         backward = [e.simulate_backward(circuit, gradient, masks) for e in (DENSE, engine)]
         results += [(f"call {call}, forward", *forward), (f"call {call}, backward", *backward)]
     for what, expected, found in results:  # only now, as later calls must not change what earlier ones found
