@@ -2,9 +2,9 @@
 its rows of weights, integrate, fire, reset, send.
 
 Spikes of an image row lie behind one another, from left to right, as numbers of weight rows (see
-:mod:`modules.engines.routes`); of ternary spikes the positive ones stand at the front of the row's list, the negative
-ones at its end. For each column it is known how many came before it. So what one row of a window adds to a target pixel
-is one range of one list, whatever kernel, stride or direction.
+:mod:`modules.engines.routes`), with a last bit that says whether a spike is negative. For each column it is known how
+many came before it. So what one row of a window adds to a target pixel is one range of one list, whatever kernel,
+stride or direction.
 
 A layer takes a step in three parts: :func:`visit` joins these ranges to one list for each pixel; ``update`` adds the
 rows of weights of a pixel's list to its potentials, one block of channels after another, and notes what fires as bits;
@@ -21,12 +21,12 @@ from modules.engines.event.neurons import fire
 
 
 class Source(NamedTuple):
-    """The spikes that arrive at a layer: where its source's lists and pointers begin, its width and a list's length."""
+    """The spikes that arrive at a layer: where its source's lists and pointers begin, its width and a list's room."""
 
     spikes: int
     pointers: int
     width: int
-    capacity: int
+    room: int
 
 
 @jit(inline=True)
@@ -40,13 +40,12 @@ def source_of(plan, source, sample, step):
 @jit(inline=True)
 def spikes_in_row(state, source, row):
     """Number of spikes in a row of the source."""
-    end = source.pointers + 2 * (source.width + 1) * row + source.width
-    return at(state.pointers, end) + at(state.pointers, end + source.width + 1)
+    return at(state.pointers, source.pointers + (source.width + 1) * row + source.width)
 
 
 @jit(inline=True)
-def collect(plan, state, source, windows, column, negative, rows, place):
-    """List the spikes of one sign that reach a pixel at ``rows[place]`` and on, and return where the list ends.
+def collect(plan, state, source, windows, column, rows, place):
+    """List the spikes that reach a pixel at ``rows[place]`` and on, and return where the list ends.
 
     ``windows``: first and one after the last of ``Plan.row_windows``; ``column``: the one of ``Plan.column_windows``.
     """
@@ -54,14 +53,11 @@ def collect(plan, state, source, windows, column, negative, rows, place):
         window = plan.row_windows[w]
         if not spikes_in_row(state, source, window.row):
             continue  # its pointers are those of an earlier step
-        pointers = source.pointers + (2 * window.row + negative) * (source.width + 1)
+        pointers, list_ = source.pointers + window.row * (source.width + 1), source.spikes + window.row * source.room
         begin, end = at(state.pointers, pointers + column.first), at(state.pointers, pointers + column.after)
-        if negative:
-            begin, end = source.capacity - end, source.capacity - begin
-        list_ = source.spikes + window.row * source.capacity
         # Whole vectors are written: what they hold beyond the end is overwritten or ignored later.
         for i in range(begin, end, ROOM):
-            store(rows, place + i - begin, load(state.spikes, list_ + i, ROOM) + (column.shift + window.shift))
+            store(rows, place + i - begin, load(state.spikes, list_ + i, ROOM) + 2 * (column.shift + window.shift))
         place += end - begin
     return place
 
@@ -73,7 +69,6 @@ def visit(plan, state, scratch, layer, source, sample, always, visits, place):
     ``visits``, ``place``: numbers of visits and of rows that are listed already; returned with those of this sample.
     """
     L = plan.layers[layer]
-    both = plan.lower > -np.inf
     always = always or state.waiting[sample * len(plan.layers) + layer]
     state.waiting[sample * len(plan.layers) + layer] = 0
     for y in range(L.height):
@@ -85,15 +80,13 @@ def visit(plan, state, scratch, layer, source, sample, always, visits, place):
         if not (always or arriving):
             continue
         for x in range(L.width):
-            middle = last = place
+            last = place
             if arriving:
                 column = plan.column_windows[L.window_columns + x]
-                middle = last = collect(plan, state, source, (begin, end), column, 0, scratch.rows, place)
-                if both:
-                    last = collect(plan, state, source, (begin, end), column, 1, scratch.rows, middle)
+                last = collect(plan, state, source, (begin, end), column, scratch.rows, place)
             if always or last > place:
                 V = scratch.visits[visits]
-                V.pixel, V.begin, V.middle, V.end = y * L.width + x, place, middle, last
+                V.pixel, V.begin, V.end = y * L.width + x, place, last
                 visits, place = visits + 1, last
     return visits, place
 
@@ -106,13 +99,13 @@ def pool(plan, state, scratch, layer, sample, number):
         V = scratch.visits[v]
         units = sample * plan.units + L.units + V.pixel * L.block
         for i in range(V.begin, V.end):
-            channel, amount = np.intp(at(scratch.rows, i)), plan.pool[layer]
+            spike = np.intp(at(scratch.rows, i))
+            channel, amount = spike >> 1, plan.pool[layer] * at(plan.signs, spike & 1)
             within = channel % L.block
             unit = units + (channel - within) * L.height * L.width + within
-            amount = amount if i < V.middle else -amount
             amount = amount * at(plan.keep, unit) if L.masked else amount
             put(state.potentials, unit, at(state.potentials, unit) + amount)
-        V.middle = V.end = V.begin  # no rows of weights are left to add
+        V.end = V.begin  # no rows of weights are left to add
 
 
 def _updates_of(width):
@@ -123,7 +116,7 @@ def _updates_of(width):
 
         ``number``: of the sample among those of this step; ``channel``: the first of the block.
         """
-        L = plan.layers[layer]
+        L, both = plan.layers[layer], plan.lower > -np.inf
         area, line = L.height * L.width, -(-L.padded // WORD) * WORD  # a pixel's bits
         units, bits = sample * plan.units + L.units + channel * area, number * plan.words * WORD + channel
         frame = frame if frame < 0 else frame + number * area * L.padded + channel
@@ -134,10 +127,12 @@ def _updates_of(width):
             pixel, unit = V.pixel, units + V.pixel * width
             potential = load(state.potentials, unit, width)
             total = fill(plan.upper - plan.upper, width) if L.masked else potential
-            for i in range(V.begin, V.middle):
-                total = total + load(plan.weights, weights + at(scratch.rows, i) * width, width)
-            for i in range(V.middle, V.end):
-                total = total - load(plan.weights, weights + at(scratch.rows, i) * width, width)
+            for i in range(V.begin, V.end):
+                spike = np.intp(at(scratch.rows, i))
+                row = load(plan.weights, weights + (spike >> 1) * width, width)
+                if both:
+                    row = row * at(plan.signs, spike & 1)
+                total = total + row
             if L.bias >= 0:
                 total = total + load(plan.bias, L.bias + channel, width)
             if L.masked:
@@ -175,11 +170,11 @@ update = variants(_updates_of, (64,), (48,), (32,), (16,))
 
 
 @jit(inline=True)
-def emit(spikes, bits, number, place, step):
-    """List the spikes in ``bits``, whose first has ``number``, at ``place`` and on, in the direction of ``step``."""
+def emit(spikes, bits, number, negative, place):
+    """List the spikes of one sign in ``bits``, whose first has ``number``, at ``place`` and on."""
     while bits:
-        put(spikes, place, number + lowest(bits))
-        place += step
+        put(spikes, place, 2 * (number + lowest(bits)) + negative)
+        place += 1
         bits &= bits - np.uint64(1)
     return place
 
@@ -194,13 +189,10 @@ def send(plan, state, scratch, layer, sample, number, step):
     v, end_of_visits = at(scratch.begins, number), at(scratch.begins, number + 1)  # the next visit
     sent = 0  # spikes of the rows before
     for y in range(L.height):
-        begin = place * plan.spikes + L.spikes + y * width * L.channels
-        end = begin + width * L.channels - 1
-        front, back = begin, end  # where the next spikes of this row go
+        begin = end = place * plan.spikes + L.spikes + y * width * L.channels
         if v < end_of_visits and scratch.visits[v].pixel < (y + 1) * width:
             for x in range(width):
-                put(state.pointers, pointers + x, front - begin)
-                put(state.pointers, pointers + width + 1 + x, end - back)
+                put(state.pointers, pointers + x, end - begin)
                 pixel = y * width + x
                 if v == end_of_visits or scratch.visits[v].pixel != pixel:
                     continue
@@ -211,12 +203,11 @@ def send(plan, state, scratch, layer, sample, number, step):
                     if up | down:
                         gate = load_bits(plan.gate, gates + word * WORD, WORD)
                         first = x * L.spike_column + (word - pixel * words) * WORD
-                        front = emit(state.spikes, up & gate, first, front, 1)
-                        back = emit(state.spikes, down & gate, first, back, -1)
-        put(state.pointers, pointers + width, front - begin)
-        put(state.pointers, pointers + 2 * width + 1, end - back)
-        pointers += 2 * (width + 1)
-        sent += front - begin + end - back
+                        end = emit(state.spikes, up & gate, first, 0, end)
+                        end = emit(state.spikes, down & gate, first, 1, end)
+        put(state.pointers, pointers + width, end - begin)
+        pointers += width + 1
+        sent += end - begin
     state.sent[sample * len(plan.layers) + layer] += sent
 
 
@@ -285,19 +276,14 @@ def spread(plan, state, layer, samples, step, dense):
         samples: first, and one after the last; dense: zeros ``(samples, height, width, padded channels)``, flat.
     """
     L = plan.layers[layer]
-    one = plan.upper / plan.upper
     for sample in range(samples[0], samples[1]):
         source = source_of(plan, layer, sample, step)
         for y in range(L.height):
-            up = source.pointers + 2 * (source.width + 1) * y
+            pointers, begin = source.pointers + (source.width + 1) * y, source.spikes + y * source.room
             if not spikes_in_row(state, source, y):
                 continue
-            down = up + source.width + 1
-            begin = source.spikes + y * source.capacity
-            end = begin + source.capacity
             for x in range(L.width):
                 pixel = (((sample - samples[0]) * L.height + y) * L.width + x) * L.padded - x * L.spike_column
-                for e in range(begin + at(state.pointers, up + x), begin + at(state.pointers, up + x + 1)):
-                    dense[pixel + state.spikes[e]] = one
-                for e in range(end - at(state.pointers, down + x + 1), end - at(state.pointers, down + x)):
-                    dense[pixel + state.spikes[e]] = -one
+                for i in range(begin + at(state.pointers, pointers + x), begin + at(state.pointers, pointers + x + 1)):
+                    spike = np.intp(at(state.spikes, i))
+                    put(dense, pixel + (spike >> 1), at(plan.signs, spike & 1))

@@ -34,7 +34,7 @@ LAYER = _record(
     "pool", "masked",  # kinds of route
     "window_rows", "window_columns")  # where the windows of its route begin
 WINDOW_ROW, WINDOW_COLUMN = _record("row", "shift"), _record("first", "after", "shift")  # see Route
-VISIT = _record("pixel", "begin", "middle", "end")  # its spikes lie in Scratch.rows, negative ones from the middle on
+VISIT = _record("pixel", "begin", "end")  # its spikes lie in Scratch.rows
 
 
 class Plan(NamedTuple):
@@ -147,7 +147,7 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
     layers["pool"], layers["masked"][0], layers["bias"] = pools, ring.keep is not None, -1
     area = layers["height"] * layers["width"]
     sizes = {"units": area * layers["padded"], "spikes": area * layers["channels"],
-             "pointers": 2 * (area + layers["height"]),
+             "pointers": area + layers["height"],
              "words": -(-area * -(-layers["padded"] // line) * line // WORD),
              "weights": layers["weight_rows"] * layers["padded"]}
     for name, own in sizes.items():
