@@ -1,7 +1,7 @@
 """The compiled loops of layers without feedback: a layer takes some steps at once before the next layer does.
 
 What arrives at a pixel in these steps is added up in a small table, a row for each step: of the spikes in the lists of
-the layer before (as in :mod:`modules.engines.event.kernels`, but each with its step), or, where a layer pools, of its
+the layer before (:mod:`modules.engines.event.lists`, those of a step for each row), or, where a layer pools, of its
 vectors. Then the neurons of the pixel take the steps in which something happens, with potentials in registers; the
 steps in which a unit fired are the bits of one number.
 """
@@ -9,10 +9,11 @@ import numpy as np
 
 from modules.engines.event.compiled import jit, variants
 from modules.engines.event.lanes import add_if, at, count, fill, load, load_bits, lowest, meets, put, store, union
-from modules.engines.event.layout import STEP_BITS, STEPS, WORD
+from modules.engines.event.layout import STEPS, WORD
+from modules.engines.event.lists import Source, adder, collect, pointer
 from modules.engines.event.neurons import beyond, fire
 
-ONE, NONE = np.uint64(1), np.uint32(0)
+ONE, NONE, ALL = np.uint64(1), np.uint32(0), np.uint32(0xFFFFFFFF)
 
 
 @jit(inline=True)
@@ -21,38 +22,45 @@ def trains_of(desk, layer):
     return layer % 2 * (desk.up.size // 2)
 
 
+@jit(inline=True)
+def source_of(S, step):
+    """The spikes of a layer ``S`` in a step: rows follow one another, in a row steps, and pointers of all steps."""
+    room = S.width * S.channels
+    return Source(step * room, STEPS * room, step, STEPS, S.width)
+
+
 @jit()
 def list_spikes(plan, desk, layer):
-    """List the spikes of a layer by image row, pixel and unit."""
-    L = plan.layers[layer]
-    width = L.width
+    """List the spikes of a layer by image row, step, pixel and unit."""
+    L, source = plan.layers[layer], source_of(plan.layers[layer], 0)
     for y in range(L.height):
-        begin, pointers = y * STEPS * width * L.channels, y * (width + 1)
-        place = begin
-        put(desk.pointers, pointers, 0)
-        for x in range(width):
-            trains = trains_of(desk, layer) + (y * width + x) * L.padded
+        store(desk.pointers, pointer(source, y, 0), fill(NONE, STEPS))
+        for x in range(L.width):
+            # What comes before the next column comes before this one, or is of its units.
+            pointers = pointer(source, y, x + 1)
+            store(desk.pointers, pointers, load(desk.pointers, pointer(source, y, x), STEPS))
+            trains = trains_of(desk, layer) + (y * L.width + x) * L.padded
             for channel in range(0, L.padded, 16):
                 number = x * L.spike_column + channel
-                place = emit(desk.spikes, desk.up, trains + channel, number, 0, place)
+                emit(desk, L, desk.up, trains + channel, number, 0, y, pointers)
                 if plan.lower > -np.inf:
-                    place = emit(desk.spikes, desk.down, trains + channel, number, 1, place)
-            put(desk.pointers, pointers + x + 1, place - begin)
+                    emit(desk, L, desk.down, trains + channel, number, 1, y, pointers)
 
 
 @jit(inline=True)
-def emit(spikes, trains, unit, number, negative, place):
-    """List the spikes of one sign of 16 units, the first of which has ``number``, at ``place`` and on."""
-    units = meets(load(trains, unit, 16), np.uint32(0xFFFFFFFF))
+def emit(desk, L, trains, unit, number, negative, y, pointers):
+    """List the spikes of one sign of 16 units of row ``y``, the first of which has ``number``, and count them."""
+    units = meets(load(trains, unit, 16), ALL)
     while units:
         own = lowest(units)
-        train, spike = np.uint64(at(trains, unit + own)), (2 * (number + own) + negative) * STEPS
+        train, spike = np.uint64(at(trains, unit + own)), 2 * (number + own) + negative
         while train:
-            put(spikes, place, spike + lowest(train))
-            place += 1
+            step = lowest(train)
+            source, before = source_of(L, step), at(desk.pointers, pointers + step)
+            put(desk.spikes, source.spikes + y * source.room + before, spike)
+            put(desk.pointers, pointers + step, before + np.uint32(1))
             train &= train - ONE
         units &= units - ONE
-    return place
 
 
 @jit(entry=True)
@@ -72,7 +80,7 @@ def unpack(plan, desk, layer, steps, dense):
 
 def _steps_of(width, together):
     """The steps of a block of ``width`` channels, so many pixels together: what one has to wait for, others use."""
-    lanes = width * together
+    lanes, add_rows = width * together, adder(width)
 
     @jit(inline=True)
     def gather(plan, desk, L, S, x, y, channel, lane):
@@ -80,22 +88,20 @@ def _steps_of(width, together):
 
         ``channel``: the first of the block; ``lane``: the first of the pixel.
         """
-        steps, weights = np.uint64(0), L.weights + channel * L.weight_rows
-        column = plan.column_windows[L.window_columns + x]
-        for w in range(plan.row_begins[L.window_rows + y], plan.row_begins[L.window_rows + y + 1]):
-            window = plan.row_windows[w]
-            list_, pointers = window.row * STEPS * S.width * S.channels, window.row * (S.width + 1)
-            moved = 2 * STEPS * (column.shift + window.shift)
-            for i in range(list_ + at(desk.pointers, pointers + column.first),
-                           list_ + at(desk.pointers, pointers + column.after)):
-                spike = np.intp(at(desk.spikes, i)) + moved
-                step, number = spike & (STEPS - 1), spike >> (STEP_BITS + 1)
-                weight = load(plan.weights, weights + number * width, width)
-                if plan.lower > -np.inf:
-                    weight = weight * at(plan.signs, (spike >> STEP_BITS) & 1)
-                place = step * lanes + lane
-                store(desk.arriving, place, load(desk.arriving, place, width) + weight)
-                steps |= ONE << np.uint64(step)
+        steps, column = np.uint64(0), plan.column_windows[L.window_columns + x]
+        windows = plan.row_begins[L.window_rows + y], plan.row_begins[L.window_rows + y + 1]
+        for w in range(windows[0], windows[1]):
+            first = pointer(source_of(S, 0), plan.row_windows[w].row, column.first)
+            after = pointer(source_of(S, 0), plan.row_windows[w].row, column.after)
+            steps |= meets(load(desk.pointers, after, STEPS) - load(desk.pointers, first, STEPS), ALL)
+        left = steps
+        while left:
+            step = lowest(left)
+            left &= left - ONE
+            end = collect(plan, desk.spikes, desk.pointers, source_of(S, step), windows, column, desk.rows, 0)
+            total = fill(plan.upper - plan.upper, width)
+            total = add_rows(plan, total, L.weights + channel * L.weight_rows, desk.rows, 0, end)
+            store(desk.arriving, step * lanes + lane, total)
         return steps
 
     @jit(inline=True)

@@ -1,32 +1,17 @@
 """The compiled loops of closed rings, forward and backward (see :mod:`modules.engines.ring`): list what arrives, add
 its rows of weights, integrate, fire, reset, send.
 
-Spikes of an image row lie behind one another, from left to right, as numbers of weight rows (see
-:mod:`modules.engines.routes`), with a last bit that says whether a spike is negative. For each column it is known how
-many came before it. So what one row of a window adds to a target pixel is one range of one list, whatever kernel,
-stride or direction.
-
-A layer takes a step in three parts: :func:`visit` joins these ranges to one list for each pixel; ``update`` adds the
+A layer takes a step in three parts: :func:`visit` lists the spikes that reach each pixel; ``update`` adds the
 rows of weights of a pixel's list to its potentials, one block of channels after another, and notes what fires as bits;
 :func:`send` makes the lists of this step of them.
 """
-from typing import NamedTuple
-
 import numpy as np
 
 from modules.engines.event.compiled import jit, variants
 from modules.engines.event.lanes import add_if, at, count, fill, load, load_bits, lowest, put, store, store_bits
-from modules.engines.event.layout import ROOM, WORD
+from modules.engines.event.layout import WORD
+from modules.engines.event.lists import Source, adder, collect, pointer
 from modules.engines.event.neurons import fire
-
-
-class Source(NamedTuple):
-    """The spikes that arrive at a layer: where its source's lists and pointers begin, its width and a list's room."""
-
-    spikes: int
-    pointers: int
-    width: int
-    room: int
 
 
 @jit(inline=True)
@@ -34,32 +19,7 @@ def source_of(plan, source, sample, step):
     """The spikes that layer ``source`` fired in ``step``."""
     S = plan.layers[source]
     place = step % 2 * plan.batch + sample
-    return Source(place * plan.spikes + S.spikes, place * plan.pointers + S.pointers, S.width, S.width * S.channels)
-
-
-@jit(inline=True)
-def spikes_in_row(state, source, row):
-    """Number of spikes in a row of the source."""
-    return at(state.pointers, source.pointers + (source.width + 1) * row + source.width)
-
-
-@jit(inline=True)
-def collect(plan, state, source, windows, column, rows, place):
-    """List the spikes that reach a pixel at ``rows[place]`` and on, and return where the list ends.
-
-    ``windows``: first and one after the last of ``Plan.row_windows``; ``column``: the one of ``Plan.column_windows``.
-    """
-    for w in range(windows[0], windows[1]):
-        window = plan.row_windows[w]
-        if not spikes_in_row(state, source, window.row):
-            continue  # its pointers are those of an earlier step
-        pointers, list_ = source.pointers + window.row * (source.width + 1), source.spikes + window.row * source.room
-        begin, end = at(state.pointers, pointers + column.first), at(state.pointers, pointers + column.after)
-        # Whole vectors are written: what they hold beyond the end is overwritten or ignored later.
-        for i in range(begin, end, ROOM):
-            store(rows, place + i - begin, load(state.spikes, list_ + i, ROOM) + 2 * (column.shift + window.shift))
-        place += end - begin
-    return place
+    return Source(place * plan.spikes + S.spikes, S.width * S.channels, place * plan.pointers + S.pointers, 1, S.width)
 
 
 @jit()
@@ -76,14 +36,14 @@ def visit(plan, state, scratch, layer, source, sample, always, visits, place):
         end = plan.row_begins[L.window_rows + y + 1] if source.width else begin
         arriving = 0
         for w in range(begin, end):
-            arriving += spikes_in_row(state, source, plan.row_windows[w].row)
+            arriving += at(state.pointers, pointer(source, plan.row_windows[w].row, source.width))
         if not (always or arriving):
             continue
         for x in range(L.width):
             last = place
             if arriving:
                 column = plan.column_windows[L.window_columns + x]
-                last = collect(plan, state, source, (begin, end), column, scratch.rows, place)
+                last = collect(plan, state.spikes, state.pointers, source, (begin, end), column, scratch.rows, place)
             if always or last > place:
                 V = scratch.visits[visits]
                 V.pixel, V.begin, V.end = y * L.width + x, place, last
@@ -110,13 +70,15 @@ def pool(plan, state, scratch, layer, sample, number):
 
 def _updates_of(width):
     """The update of a block of ``width`` channels."""
+    add_rows = adder(width)
+
     @jit()
     def update(plan, state, scratch, layer, sample, number, channel, writes, weight, current, frame):
         """Integrate, fire, reset and count; arguments as of :func:`step_layer`, all pixels are visited if ``writes``.
 
         ``number``: of the sample among those of this step; ``channel``: the first of the block.
         """
-        L, both = plan.layers[layer], plan.lower > -np.inf
+        L = plan.layers[layer]
         area, line = L.height * L.width, -(-L.padded // WORD) * WORD  # a pixel's bits
         units, bits = sample * plan.units + L.units + channel * area, number * plan.words * WORD + channel
         frame = frame if frame < 0 else frame + number * area * L.padded + channel
@@ -127,12 +89,7 @@ def _updates_of(width):
             pixel, unit = V.pixel, units + V.pixel * width
             potential = load(state.potentials, unit, width)
             total = fill(plan.upper - plan.upper, width) if L.masked else potential
-            for i in range(V.begin, V.end):
-                spike = np.intp(at(scratch.rows, i))
-                row = load(plan.weights, weights + (spike >> 1) * width, width)
-                if both:
-                    row = row * at(plan.signs, spike & 1)
-                total = total + row
+            total = add_rows(plan, total, weights, scratch.rows, V.begin, V.end)
             if L.bias >= 0:
                 total = total + load(plan.bias, L.bias + channel, width)
             if L.masked:
@@ -223,7 +180,7 @@ def step_layer(plan, state, scratch, layer, source_layer, writes, samples, step,
     L, visits, rows = plan.layers[layer], 0, 0
     always = plan.leak != 1 or frame >= 0 or L.bias >= 0 or writes  # what moves a potential without a spike
     for number in range(samples[1] - samples[0]):
-        sample, source = samples[0] + number, Source(0, 0, 0, 0)
+        sample, source = samples[0] + number, Source(0, 0, 0, 1, 0)
         if source_layer >= 0:  # the last layer of a ring is the first one's source, a step ago
             source = source_of(plan, source_layer, sample, step - (source_layer >= layer))
         scratch.begins[number] = visits
@@ -279,11 +236,12 @@ def spread(plan, state, layer, samples, step, dense):
     for sample in range(samples[0], samples[1]):
         source = source_of(plan, layer, sample, step)
         for y in range(L.height):
-            pointers, begin = source.pointers + (source.width + 1) * y, source.spikes + y * source.room
-            if not spikes_in_row(state, source, y):
+            begin = source.spikes + y * source.room
+            if not at(state.pointers, pointer(source, y, L.width)):
                 continue
             for x in range(L.width):
                 pixel = (((sample - samples[0]) * L.height + y) * L.width + x) * L.padded - x * L.spike_column
-                for i in range(begin + at(state.pointers, pointers + x), begin + at(state.pointers, pointers + x + 1)):
-                    spike = np.intp(at(state.spikes, i))
+                first = pointer(source, y, x)
+                for i in range(at(state.pointers, first), at(state.pointers, first + source.stride)):
+                    spike = np.intp(at(state.spikes, begin + i))
                     put(dense, pixel + (spike >> 1), at(plan.signs, spike & 1))

@@ -17,8 +17,7 @@ from modules.engines.routes import WIDTHS, as_image, padded, pixel_by_pixel, to_
 
 ROOM = 16  # numbers behind lists, as they are read and written in whole vectors
 WORD = 64  # bits in which the spikes of a pixel are handled together
-STEP_BITS = 5
-STEPS = 1 << STEP_BITS  # most steps that a layer of a chain takes at once
+STEPS = 32  # most steps that a layer of a chain takes at once
 
 
 def _record(*names: str) -> np.dtype:
@@ -103,11 +102,10 @@ class Scratch(NamedTuple):
         """Room for any layer of as many samples as take a step together."""
         samples = min(plan.batch, costs.TOGETHER)
         areas = plan.layers["height"] * plan.layers["width"]
-        reach = [0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes]
         bits = samples * plan.words * WORD // 8
         return cls(
             visits=np.empty(samples * areas.max(initial=0), VISIT), begins=np.empty(samples + 1, np.int64),
-            rows=np.empty(samples * (areas * reach).max(initial=0) + ROOM, np.int32),
+            rows=np.empty(samples * (areas * reach(ring)).max(initial=0) + ROOM, np.int32),
             up=np.zeros(bits, np.uint8), down=np.zeros(bits, np.uint8))
 
 
@@ -118,8 +116,9 @@ class Desk(NamedTuple):
     # uint32 (2, units of the largest layer), spikes of a layer and of the one before, pixel by pixel, a bit for a step
     up: np.ndarray
     down: np.ndarray  # likewise, negative ones
-    spikes: np.ndarray  # int32, of the layer before: row of weights, a bit for the sign, and STEP_BITS for the step
-    pointers: np.ndarray  # int32, for each image row, how many of its spikes came before each column
+    spikes: np.ndarray  # int32, lists of the layer before, and some room behind them
+    pointers: np.ndarray  # uint32, likewise
+    rows: np.ndarray  # int32, the spikes that reach a pixel in a step
     sent: np.ndarray  # int64, number of spikes of each layer
 
     @classmethod
@@ -129,8 +128,14 @@ class Desk(NamedTuple):
         units = 2 * (area * L["padded"]).max()
         return cls(
             arriving=np.zeros(STEPS * WIDTHS[-1], plan.weights.dtype), up=np.empty(units, np.uint32),
-            down=np.empty(units, np.uint32), spikes=np.empty(STEPS * (area * L["channels"]).max(), np.int32),
-            pointers=np.empty((area + L["height"]).max(), np.int32), sent=np.zeros(len(L), np.int64))
+            down=np.empty(units, np.uint32), spikes=np.empty(STEPS * (area * L["channels"]).max() + ROOM, np.int32),
+            pointers=np.empty(STEPS * (area + L["height"]).max(), np.uint32),
+            rows=np.empty(reach(ring).max(initial=0) + ROOM, np.int32), sent=np.zeros(len(L), np.int64))
+
+
+def reach(ring: Ring) -> np.ndarray:
+    """How many spikes can reach a pixel of each layer in a step."""
+    return np.array([0 if r is None else math.prod(r.kernel) * r.source[0] for r in ring.routes])
 
 
 def lay_out(ring: Ring, like: Tensor) -> Plan:
