@@ -1,17 +1,18 @@
 """FeedbackSNN: a feedback spiking network as an ordinary module, built from synapses and neuron parameters."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from modules import engines
+from modules import engines, probe
 from modules.circuit import Circuit, Connection
 from modules.dropout import draw_keys, dropout_mask
 from modules.ide import IDE
 from modules.implicit import ImplicitGradient, SpikeStatistics
-from modules.neurons import IF, LIF, TernaryCouple
+from modules.neurons import IF, LIF, TernaryCouple, leak_in
 from modules.spide import SPIDE
 from modules.synapses import Shape, Synapse, layout
 
@@ -51,19 +52,32 @@ class FeedbackSNN(nn.Module):
                  time_step_back: int = 100, event_input: bool = False, engine: str | engines.Engine = "auto",
                  method: str = "spide", tolerance: float = 1e-4, max_sweeps: int = 100) -> None:
         super().__init__()
-        for name, number in (("time_step", time_step), ("time_step_back", time_step_back), ("max_sweeps", max_sweeps)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
-        if not tolerance > 0:
-            raise ValueError(f"tolerance must be positive, not {tolerance}")
-        if method not in METHODS:
-            raise ValueError(f"there is no method '{method}'; choose one of {', '.join(METHODS)}")
+        own = [*layers] if isinstance(layers, Iterable) else [layers]
+        for synapse in (input, *own, *([] if feedback is None else [feedback])):
+            if not isinstance(synapse, Synapse):
+                raise TypeError(f"a network is built from synapses of modules.synapses, not from {synapse!r}")
+        for name, value, kind in (("neuron", neuron, LIF), ("couple", couple, TernaryCouple)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be a {kind.__name__} with its numbers, as {kind.__name__}(...), "
+                                f"not {value!r}")
         engines.require(engine)  # a wrong name is better refused here than at the first call
-        self.input, self.layers, self.feedback = input, nn.ModuleList(layers), feedback
+        self.input, self.layers, self.feedback = input, nn.ModuleList(own), feedback
         self.neuron, self.couple = neuron, replace(couple, leak=neuron.leak)
         self.time_step, self.time_step_back = time_step, time_step_back
         self.event_input, self.engine = event_input, engine
         self.method, self.tolerance, self.max_sweeps = method, tolerance, max_sweeps
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that are out of their range, whenever they were set."""
+        for name in ("time_step", "time_step_back", "max_sweeps"):
+            number = getattr(self, name)
+            if not isinstance(number, Integral) or number < 1:
+                raise ValueError(f"{name} must be at least 1, and whole, not {number}")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance must be positive, not {self.tolerance}")
+        if self.method not in METHODS:
+            raise ValueError(f"there is no method '{self.method}'; choose one of {', '.join(METHODS)}")
 
     def forward(self, x: Tensor, statistics: SpikeStatistics | None = None, *, keys: Tensor | None = None) -> Tensor:
         """Firing rates of the last layer at the equilibrium, in the number format of the weights, also under autocast.
@@ -94,11 +108,13 @@ class FeedbackSNN(nn.Module):
             The circuit, with weights and dropout masks; and the input as engines take it, ``(batch, ...)`` laid out,
             or for event input time first, ``(T, batch, ...)``.
         """
+        self._check_numbers()
         if x.dtype != self._dtype(x):
             raise ValueError(f"the input is in {x.dtype} and the network's weights in {self._dtype(x)}: convert one")
+        self._check_format(x.dtype)
         if not self.event_input:
             x = sample = x.contiguous(memory_format=layout(x))
-        elif x.ndim < 2 or x.shape[1] < self.time_step:
+        elif x.ndim < 3 or x.shape[1] < self.time_step:
             raise ValueError(f"event input must hold at least time_step = {self.time_step} frames in dimension 1, "
                              f"got a tensor of shape {tuple(x.shape)}")
         else:
@@ -116,6 +132,9 @@ class FeedbackSNN(nn.Module):
         drops = [synapse.dropout if synapse.training else 0.0 for synapse in synapses.values()]
         if keys is None and any(drops):
             keys = draw_keys(len(sample), x.device)
+        if keys is not None and (keys.dtype != torch.int64 or keys.shape != (len(sample),)):
+            raise ValueError(f"keys must be int64 of shape ({len(sample)},), one for each sample, not {keys.dtype} of "
+                             f"shape {tuple(keys.shape)}")
         connections = []
         for stream, ((name, synapse), p, (source, target)) in enumerate(zip(synapses.items(), drops, ends)):
             weight, bias, *further = synapse.read()
@@ -123,9 +142,27 @@ class FeedbackSNN(nn.Module):
             connections.append(Connection(name=name, synapse=synapse, weight=weight, bias=bias, further=tuple(further),
                                           dropout=mask, dropout_scale=1 / (1 - p), input_shape=source,
                                           output_shape=target))
+            for kind, tensor in (("weight", weight), ("bias", bias)):
+                if tensor is not None and tensor.dtype != x.dtype:
+                    raise ValueError(f"the {kind} of the synapse '{name}' is in {tensor.dtype} and the input in "
+                                     f"{x.dtype}: convert one")
+            probe.check(connections[-1], x)
         return Circuit(connections=tuple(connections), has_feedback=self.feedback is not None, neuron=self.neuron,
-                       couple=self.couple, time_step=self.time_step, time_step_back=self.time_step_back,
+                       couple=replace(self.couple, leak=self.neuron.leak), time_step=self.time_step,
+                       time_step_back=self.time_step_back,
                        tolerance=self.tolerance, max_sweeps=self.max_sweeps, event_input=self.event_input), x
+
+    def _check_format(self, dtype: torch.dtype) -> None:
+        """Refuse a number format in which a simulation would be another one than that of its numbers."""
+        if not dtype.is_floating_point:
+            raise ValueError(f"the input must hold floating-point numbers, not {dtype}")
+        most = 2 / torch.finfo(dtype).eps  # whole numbers up to it are exact
+        steps = max(self.time_step, self.time_step_back if torch.is_grad_enabled() else 0)
+        if steps > most:
+            raise ValueError(f"{dtype} counts no more than {most:.0f} spikes, and there are {steps} steps: use float32")
+        for neuron in (self.neuron, self.couple):
+            if not 0 < leak_in(neuron.v_threshold, dtype) < torch.inf:
+                raise ValueError(f"the threshold {neuron.v_threshold} is 0 or infinite in {dtype}")
 
     def layer_shapes(self, input_shape: Shape) -> list[Shape]:
         """Shape of every layer, without the batch dimension, for one input image or frame of ``input_shape``."""

@@ -4,6 +4,8 @@ The published method finds the root by Broyden's method. Here the ring is swept 
 the backward network does it, with values in place of spikes: the first sweep is exact where there is no feedback, and
 each further one takes one more turn through the feedback, which norm restriction makes a contraction.
 """
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -25,15 +27,14 @@ class IDE(ImplicitGradient):
     def solve(cls, circuit: Circuit, engine: Engine, gradient: Tensor, masks: list[Tensor],
               statistics: SpikeStatistics | None) -> list[Tensor]:
         """``beta`` in floats. Where sweeps do not converge, the iterate that changed least, and one warning."""
-        gates = circuit.gates([mask / circuit.neuron.quantum for mask in masks])
+        gates = circuit.gates([mask.to(gradient.dtype) / circuit.neuron.quantum for mask in masks])
         betas = best = sweep(circuit, gradient, gates)
         sweeps, least, residual = 1, torch.inf, torch.inf if circuit.has_feedback else 0.0
         while not residual <= circuit.tolerance and sweeps < circuit.max_sweeps:
             for _ in range(min(INTERVAL.get(gradient.device.type, 1), circuit.max_sweeps - sweeps)):
                 before, betas = betas, sweep(circuit, gradient, gates, betas[0])
                 sweeps += 1
-            changes = sum((a - b).square().sum() for a, b in zip(betas, before))
-            change, size = torch.stack([changes, sum(a.square().sum() for a in betas)]).sqrt().tolist()
+            change, size = torch.stack([_norm(a - b for a, b in zip(betas, before)), _norm(betas)]).tolist()
             if not change <= GROWTH * least:  # grown, or no longer a number
                 break
             if change <= least:
@@ -46,6 +47,11 @@ class IDE(ImplicitGradient):
         if statistics is not None:
             statistics.sweeps, statistics.residual = gradient.new_tensor(sweeps), gradient.new_tensor(residual)
         return best
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all their numbers, whose squares half precision would not hold; 0-dim."""
+    return torch.stack([t.float().norm() if t.element_size() < 4 else t.norm() for t in tensors]).norm()
 
 
 def sweep(circuit: Circuit, gradient: Tensor, gates: list[Tensor], first: Tensor | None = None) -> list[Tensor]:

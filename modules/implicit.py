@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from modules.circuit import Circuit, Connection
 from modules.engines import Engine
@@ -83,15 +82,22 @@ class ImplicitGradient(torch.autograd.Function):
         return result.rates[-1] if doubt is None else result.rates[-1] + doubt
 
     @classmethod
-    @once_differentiable
     def backward(cls, ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Solve for ``beta``, then form ``dW_l = d_l (x) a_{l-1}`` with ``d_l = m_l beta_l / kappa``.
 
-        A gradient that is not finite is refused as such an input is.
+        A gradient that is not finite is refused as such an input is, and so is ``create_graph``.
         """
+        if torch.is_grad_enabled():
+            raise ValueError("a gradient of the implicit gradient itself is not known: create_graph=True, as gradient "
+                             "penalties and second-order optimizers set it, cannot be honoured")
         x, *saved = ctx.saved_tensors
         masks, rates, tensors = saved[:ctx.layers], saved[ctx.layers:2 * ctx.layers], saved[2 * ctx.layers:]
         circuit = ctx.circuit.with_tensors(tensors)
+        for c in circuit.connections:
+            own = {id(parameter) for parameter in c.synapse.parameters()}
+            if any(id(parameter) not in own for parameter in c.further):
+                raise ValueError(f"the synapse '{c.name}' has other parameters now than in the forward pass, as after "
+                                 "torch.func.functional_call: of those, only weight and bias can be swapped")
         gradient = gradient.contiguous(memory_format=layout(gradient))
         doubt = _doubt({"gradient of the loss for the firing rates": gradient})
         with torch.autocast(x.device.type, enabled=False):
@@ -128,8 +134,10 @@ def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
     found, further = synapse.parameter_gradients(source, weight, bias, error, wanted[:2]), [None] * len(wanted[2:])
     if any(wanted[2:]):
         trained = [parameter for parameter in connection.further if parameter.requires_grad]
+        # Apart from how source, weight and bias came about, which autograd follows from what is returned here.
+        given = [t if t is None else t.detach() for t in (source, weight, bias)]
         with torch.enable_grad():
-            current = synapse.current(source, weight, bias, connection.output_shape)
+            current = synapse.current(*given, connection.output_shape)
         if current.requires_grad:
             own = dict(zip(trained, torch.autograd.grad(current, trained, error, allow_unused=True)))
             further = map(own.get, connection.further)

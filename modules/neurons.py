@@ -24,6 +24,8 @@ class _Neuron:
             if not isinstance(value, Real):
                 raise ValueError(f"{name} must be a plain number, not a {type(value).__name__}: "
                                  "neurons are not trained")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(value))
         if not 0 < self.v_threshold < math.inf:
             raise ValueError(f"a firing threshold must be positive, not {self.v_threshold}")
         if self.u_rest is None:

@@ -67,9 +67,18 @@ class Synapse(nn.Module, ABC):
 
     def __init__(self, *, dropout: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
         self.dropout = dropout
+
+    @property
+    def dropout(self) -> float:
+        """Probability that an output unit is cut off; one out of [0, 1) is a ValueError."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, probability: float) -> None:
+        if not 0 <= probability < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {probability}")
+        self._dropout = probability
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -128,6 +137,9 @@ class Synapse(nn.Module, ABC):
         another kind, which would never run, are a ValueError.
         """
         name = type(self).__name__
+        if "forward" in vars(self) or type(self).forward is not Synapse.forward:
+            raise ValueError(f"a simulation does not call the synapse {name}, so its own forward would never run: "
+                             "define current instead")
         if self._forward_hooks or self._backward_hooks or self._backward_pre_hooks:
             raise ValueError(f"a simulation does not call the synapse {name}, so its forward and backward hooks would "
                              "never run: remove them, or put them on the FeedbackSNN")
@@ -189,6 +201,9 @@ class _Sliding(Synapse):
 
     def __init__(self, kernel_size: int, stride: int, padding: int, dropout: float) -> None:
         super().__init__(dropout=dropout)
+        for name, number, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+            if not isinstance(number, int) or number < least:
+                raise ValueError(f"{name} must be one whole number of at least {least}, for both axes, not {number!r}")
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def _image_size(self, shape: Shape, channels: int | None = None) -> Shape:
@@ -230,7 +245,8 @@ class _Convolution(_Sliding):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1,
                  padding: int | None = None, bias: bool = True, dropout: float = 0.0,
                  max_norm: float | None = None) -> None:
-        super().__init__(kernel_size, stride, kernel_size // 2 if padding is None else padding, dropout)
+        size = kernel_size if isinstance(kernel_size, int) else 0  # what is no number is refused there
+        super().__init__(kernel_size, stride, size // 2 if padding is None else padding, dropout)
         self.in_channels, self.out_channels = in_channels, out_channels
         channels = (in_channels, out_channels) if self.spreads else (out_channels, in_channels)
         self._own(torch.empty(*channels, kernel_size, kernel_size), out_channels if bias else None, max_norm)
@@ -302,7 +318,7 @@ class AvgPool2d(_Sliding):
     weight = bias = None
 
     def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0, dropout: float = 0.0) -> None:
-        super().__init__(kernel_size, stride or kernel_size, padding, dropout)
+        super().__init__(kernel_size, kernel_size if stride is None else stride, padding, dropout)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape[0], *self._places(self._image_size(input_shape))

@@ -120,6 +120,9 @@ def obstacle(circuit: Circuit) -> str | None:
     for neuron, known in ((circuit.neuron, (IF, LIF)), (circuit.couple, (TernaryCouple,))):
         if type(neuron) not in known:
             return f"it does not know neurons of type {type(neuron).__name__}"
+    for c in circuit.feedforward:
+        if len(c.output_shape) not in (1, 3):
+            return f"it does not know layers of {len(c.output_shape)} dimensions, as the one after synapse '{c.name}'"
     return next(filter(None, map(routes.obstacle, circuit.connections[1:])), None)
 
 

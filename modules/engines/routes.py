@@ -134,11 +134,22 @@ def obstacle(connection: Connection) -> str | None:
     own = sorted({"current", "transpose", "window"} & vars(synapse).keys())
     if own:
         return f"a synapse of type {kind.__name__} has another '{own[0]}' than its class"
-    if kind.__module__ == synapses.__name__:
-        return None
-    known = route(connection)
+    try:
+        known = route(connection)
+    except RuntimeError:
+        if kind.__module__ != synapses.__name__:
+            raise
+        # The weight was replaced by one of another shape.
+        return f"the weight of a synapse of type {kind.__name__} has the shape {tuple(connection.weight.shape)}"
     if known is None:
         return f"it does not know synapses of type {kind.__name__}, which define no window"
+    if connection.bias is not None and connection.bias.shape != known.target[:1]:
+        return f"the bias of a synapse of type {kind.__name__} is not one number for each channel"
+    shape = (*known.kernel, known.source[0], known.target[0])
+    if known.weight is not None and known.weight.shape != shape:
+        return f"the weight of a synapse of type {kind.__name__} is not one of its window, {shape}"
+    if kind.__module__ == synapses.__name__:
+        return None
     if not _agrees(known, connection):
         return f"the window of the synapse {kind.__name__} says something else than its current or transpose does"
     return None

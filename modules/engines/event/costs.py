@@ -16,7 +16,7 @@ TOGETHER = 16
 
 def break_even(route: Route) -> float:
     """Spikes in a step of one sample from which on a dense product costs less than the gathering of rows."""
-    if route.weight is None:
+    if route.weight is None or not route.multiplications:
         return float("inf")
     size = route.weight.numel() * route.weight.element_size()
     units = torch.Size(route.source).numel() + torch.Size(route.target).numel()

@@ -1,0 +1,68 @@
+"""What a simulation and its gradient take for granted of a synapse of a user's own, tried on two samples at every call.
+
+Both take a current for ``W s + b`` with everything that it depends on known. A current that is something else would be
+simulated, and then differentiated as another one.
+"""
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from modules import synapses
+from modules.circuit import Connection
+
+
+def check(connection: Connection, like: Tensor) -> None:
+    """Try a connection; one of the library's own synapses is known to be right.
+
+    Raises:
+        ValueError: the current has another shape than the synapse says, is not linear, changes from call to call,
+            depends on parameters that are not the synapse's, or is not what its transpose transposes.
+    """
+    synapse = connection.synapse
+    kind = parametrize.type_before_parametrizations(synapse)
+    if kind.__module__ == synapses.__name__:
+        return
+    what, shapes = f"the synapse '{connection.name}' ({kind.__name__})", connection.output_shape
+    weight, bias = (t if t is None else t.detach() for t in (connection.weight, connection.bias))
+
+    def current(spikes: Tensor) -> Tensor:
+        return synapse.current(spikes, weight, bias, shapes)
+
+    generator = torch.Generator().manual_seed(0)
+    a, b, r = (torch.rand(2, *shape, generator=generator).to(like)
+               for shape in (connection.input_shape, connection.input_shape, shapes))
+    with torch.enable_grad():
+        traced = current(a)
+    if traced.shape != r.shape:
+        raise ValueError(f"{what} says that its current has the shape {tuple(shapes)}, and it has "
+                         f"{tuple(traced.shape[1:])}")
+    known = {id(t) for t in connection.further}
+    if any(id(leaf) not in known for leaf in _leaves(traced)):
+        raise ValueError(f"the current of {what} depends on parameters that would get no gradient through it: use the "
+                         "weight and bias that it is handed, and register the module of any other parameter as its own")
+    with torch.no_grad():
+        first, again, other, none, both = map(current, (a, a, b, torch.zeros_like(a), a + b))
+        back = connection.transpose(r)
+    size = 1e3 * torch.finfo(like.dtype).eps * sum(t.abs().amax() for t in (first, other, none, both)).clamp(min=1e-30)
+    if (first - again).abs().amax() > 0:
+        raise ValueError(f"the current of {what} is another one when it is asked again: it must not hold a state, nor "
+                         "draw random numbers (for dropout there is dropout=)")
+    if (both + none - first - other).abs().amax() > size:
+        raise ValueError(f"the current of {what} is no linear function of spikes and a constant, which its gradient "
+                         "takes it for: leave what is not linear to the neuron")
+    there, here = ((first - none) * r).sum(), (a * back).sum()
+    if (there - here).abs() > size * r.numel():
+        raise ValueError(f"the transpose of {what} is not that of its current: leave it out, and it follows from that")
+
+
+def _leaves(tensor: Tensor) -> list[Tensor]:
+    """The parameters that a tensor was computed from, as autograd knows them."""
+    found, seen, left = [], set(), [tensor.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found += [node.variable] if hasattr(node, "variable") else []
+        left += [following for following, _ in node.next_functions]
+    return found

@@ -1,0 +1,294 @@
+"""Parts of one's own, and numbers set later: what simulation and gradient take for granted of them is tried first."""
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from modules import IF, LIF, FeedbackSNN, TernaryCouple, notices, synapses
+from modules.engines.dense import DENSE
+from modules.synapses import Synapse
+from tests.oracle import exact_gradients
+
+
+class _Gained(Synapse):
+    """With a weight and a gain."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(target, source) / source * 2)
+        self.gain = nn.Parameter(torch.tensor(1.2))
+
+    def output_shape(self, input_shape):
+        return (len(self.weight),)
+
+
+class Own(_Gained):
+    """A linear map with a gain."""
+
+    def current(self, spikes, weight, bias, output_shape):
+        return F.linear(spikes, weight * self.gain)
+
+
+class Centred(Synapse):
+    """Computes its weight anew whenever it is read."""
+
+    weight = property(lambda self: self.raw - self.raw.mean(1, keepdim=True) + 0.3)
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.rand(target, source))
+
+    def output_shape(self, input_shape):
+        return (len(self.raw),)
+
+    def current(self, spikes, weight, bias, output_shape):
+        return F.linear(spikes, weight)
+
+
+def excites(source: int, target: int, **settings) -> Synapse:
+    """A synapse whose spikes are enough to make the target spike."""
+    synapse = synapses.Linear(source, target, **settings)
+    nn.init.uniform_(synapse.weight, 0, 4 / source)
+    return synapse
+
+
+def network(middle: Synapse | None = None, feedback: Synapse | None = None, **settings) -> FeedbackSNN:
+    layers = [middle or excites(5, 5), excites(5, 4)]
+    return FeedbackSNN(input=excites(6, 5), layers=layers, feedback=feedback, **settings)
+
+
+@pytest.mark.parametrize("kind, feedback", [(Own, False), (Own, True), (Centred, False), (Centred, True)])
+def test_gradients_of_whatever_a_current_depends_on(kind, feedback) -> None:
+    """Each counts once, also where the rates that it meets are the output that is differentiated."""
+    net = network(feedback=kind(4, 5)) if feedback else network(kind(5, 5))
+    net = FeedbackSNN(input=net.input, layers=net.layers, feedback=net.feedback, neuron=IF(v_threshold=0.7),
+                      method="ide", tolerance=1e-14, max_sweeps=1000, time_step=40).double()
+    x = torch.rand(3, 6, dtype=torch.float64)
+    rates = net(x)
+    gradient = torch.randn_like(rates)
+    parameters = [*net.parameters()]
+    found = torch.autograd.grad(rates, parameters, gradient)
+    circuit, bound = net.bind(x)
+    result = DENSE.simulate_forward(circuit, bound)
+    exact = exact_gradients(circuit, bound, result.rates, circuit.masks(result.counts), gradient, parameters)
+    assert all(t.any() for t in exact)
+    for own, expected in zip(found, exact):
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["dense", "event"])
+def test_a_pruned_linear_synapse_is_trained(engine) -> None:
+    torch.manual_seed(1)
+    net, plain = network(engine=engine), network(engine=engine)
+    plain.load_state_dict(net.state_dict())
+    prune.l1_unstructured(net.layers[0], "weight", amount=0.3)
+    mask = net.layers[0].weight_mask
+    with torch.no_grad():
+        plain.layers[0].weight.mul_(mask)
+    x = torch.rand(8, 6)
+    for own in (net, plain):
+        own(x).square().sum().backward()
+    assert (mask == 0).any() and plain.layers[0].weight.grad.any()
+    assert torch.equal(net.layers[0].weight_orig.grad, plain.layers[0].weight.grad * mask)
+
+
+class Line(Synapse):
+    """A convolution along a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(64, 2, 3))
+
+    def output_shape(self, input_shape):
+        return 64, input_shape[1]
+
+    def current(self, spikes, weight, bias, output_shape):
+        return F.conv1d(spikes, weight, padding=1)
+
+
+@pytest.mark.parametrize("build, shape", [
+    (lambda **own: FeedbackSNN(input=Line(), layers=[synapses.Linear(64, 10)], **own), (2, 1)),
+    (lambda **own: FeedbackSNN(input=Line(), **own), (2, 4)),
+    (lambda **own: _with(network(**own), "bias", torch.tensor([0.5])), (6,)),
+])
+def test_what_the_fast_engine_does_not_know_is_left_to_the_dense_one(build, shape) -> None:
+    """Layers without a geometry, a bias that is shared: the same results."""
+    notices.forget()
+    found = []
+    for engine in ("dense", "auto"):
+        torch.manual_seed(0)
+        net = build(engine=engine)
+        rates = net(torch.rand(3, *shape))
+        rates.sum().backward()
+        found.append([rates, *(p.grad for p in net.input.parameters())])
+    assert found[0][1].any() and all(map(torch.equal, *found))
+
+
+def test_a_window_that_nothing_reaches() -> None:
+    net = FeedbackSNN(input=synapses.Conv2d(1, 2, 1), layers=[synapses.Conv2d(2, 2, 1, stride=3, padding=1)],
+                      feedback=synapses.Conv2d(2, 2, 1, bias=False), engine="event")
+    assert not net(torch.rand(2, 1, 1, 1)).any()
+
+
+def _with(net: FeedbackSNN, name: str, value: Tensor) -> FeedbackSNN:
+    """A network one of whose synapses has another tensor than it was made with."""
+    setattr(net.layers[0], name, nn.Parameter(value))
+    return net
+
+
+@pytest.mark.parametrize("engine", ["dense", "event"])
+def test_a_weight_of_another_size_is_an_error(engine) -> None:
+    net = _with(network(engine=engine), "weight", torch.rand(1, 3))
+    with pytest.raises(RuntimeError, match="shape"):
+        net(torch.rand(2, 6))
+
+
+def _current(function):
+    """A synapse with another current."""
+    def build() -> Synapse:
+        own = type("Strange", (Synapse,), {"output_shape": _Gained.output_shape, "current": function})()
+        own.weight, own.further = nn.Parameter(torch.rand(5, 5)), [nn.Parameter(torch.rand(5, 5))]
+        own.norm, own.calls = nn.BatchNorm1d(5), []
+        return own
+    return build
+
+
+class WrongTranspose(_Gained):
+    current = Own.current
+
+    def transpose(self, spikes, weight, input_shape):
+        return 2 * (spikes @ weight) * self.gain
+
+
+class Called(_Gained):
+    current = Own.current
+
+    def forward(self, spikes):
+        return 0 * spikes
+
+
+@pytest.mark.parametrize("build, words", [
+    (_current(lambda self, s, w, b, shape: F.linear(s, w).relu() - s.square()), "no linear function of spikes"),
+    (_current(lambda self, s, w, b, shape: F.dropout(F.linear(s, w), 0.5)), "another one when it is asked again"),
+    (_current(lambda self, s, w, b, shape: self.calls.append(0) or F.linear(s, w) * len(self.calls)), "hold a state"),
+    (_current(lambda self, s, w, b, shape: F.linear(s, w)[:, :1]), r"shape \(5,\), and it has \(1,\)"),
+    (_current(lambda self, s, w, b, shape: F.linear(s, self.weight)), "depends on parameters that would get no grad"),
+    (_current(lambda self, s, w, b, shape: F.linear(s, self.further[0])), "register the module of any other param"),
+    (lambda: WrongTranspose(5, 5), "the transpose of the synapse 'layers.0' .WrongTranspose. is not that"),
+    (lambda: Called(5, 5), "its own forward would never run"),
+])
+def test_currents_that_would_be_differentiated_as_others(build, words) -> None:
+    net = network(build())
+    with pytest.raises(ValueError, match=words):
+        net(torch.rand(2, 6))
+
+
+def test_a_norm_whose_numbers_stand_still_is_a_linear_map() -> None:
+    """What is refused while it learns from spikes is an affine map afterwards."""
+    net = network(_current(lambda self, s, w, b, shape: self.norm(F.linear(s, w)))())
+    with pytest.raises(ValueError, match="no linear function"):
+        net(torch.rand(4, 6))
+    net.layers[0].norm.reset_running_stats()
+    assert net.eval()(torch.rand(4, 6)).shape == (4, 4)
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("time_step", 0, "time_step must be at least 1, and whole, not 0"),
+    ("time_step", 2.5, "time_step must be at least 1, and whole, not 2.5"),
+    ("time_step_back", -3, "time_step_back must be at least 1"),
+    ("tolerance", 0, "tolerance must be positive"),
+    ("method", "bptt", "there is no method 'bptt'"),
+    ("couple", TernaryCouple(v_threshold=1e-50), "the threshold 1e-50 is 0 or infinite in torch.float32"),
+])
+def test_numbers_set_later_are_checked_like_the_first_ones(name, value, words) -> None:
+    net = network()
+    setattr(net, name, value)
+    with pytest.raises(ValueError, match=words):
+        net(torch.rand(2, 6))
+
+
+def test_dropout_set_later_is_checked() -> None:
+    for wrong in (-0.5, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="dropout must lie in"):
+            network().layers[0].dropout = wrong
+
+
+def test_a_couple_leaks_as_the_neuron_that_stands_there_now() -> None:
+    net, x = network(neuron=IF()), torch.rand(4, 6)
+    net.neuron = LIF(leak=0.75)
+    other = network(neuron=LIF(leak=0.75))
+    other.load_state_dict(net.state_dict())
+    for own in (net, other):
+        own(x).sum().backward()
+    assert torch.equal(net.layers[1].weight.grad, other.layers[1].weight.grad)
+    assert net.bind(x)[0].couple == replace(TernaryCouple(), leak=0.75)
+
+
+@pytest.mark.parametrize("keys", [torch.arange(4).int(), torch.arange(4.0), torch.arange(1), torch.zeros(4, 1).long()])
+def test_keys_must_be_one_number_for_each_sample(keys) -> None:
+    net = network(synapses.Linear(5, 5, dropout=0.5))
+    with pytest.raises(ValueError, match=r"keys must be int64 of shape \(4,\)"):
+        net(torch.rand(4, 6), keys=keys)
+
+
+def test_number_formats() -> None:
+    """More steps than a format counts, synapses in another one, and whole numbers are refused."""
+    with pytest.raises(ValueError, match="torch.bfloat16 counts no more than 256 spikes, and there are 300 steps"):
+        network(time_step=300).bfloat16()(torch.rand(2, 6).bfloat16())
+    with pytest.raises(ValueError, match="the weight of the synapse 'layers.0' is in torch.float64 and the input in"):
+        network(synapses.Linear(5, 5).double())(torch.rand(2, 6))
+    with pytest.raises(ValueError, match="floating-point numbers, not torch.int64"):
+        FeedbackSNN(input=synapses.AvgPool2d(1))(torch.ones(2, 1, 3, 3).long())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ide_in_half_precision(dtype) -> None:
+    """As exact as the format, also where squares leave it."""
+    torch.manual_seed(0)
+    net, found = network(feedback=synapses.Linear(4, 5, max_norm=0.5), method="ide", tolerance=0.02), []
+    x, scale = torch.rand(8, 6), 500.0
+    for own in (net, net.to(dtype)):
+        own.zero_grad()
+        (scale * own(x.to(next(own.parameters()).dtype)).sum()).backward()
+        found.append(own.layers[1].weight.grad.float().clone())
+    assert (found[0] - found[1]).norm() < 0.1 * found[0].norm()
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    """A penalty on the gradient would otherwise be left out without a word."""
+    net, x = network(), torch.rand(2, 6, requires_grad=True)
+    with pytest.raises(ValueError, match="create_graph=True, as gradient penalties"):
+        torch.autograd.grad(net(x).sum(), x, create_graph=True)
+
+
+def test_parameters_that_are_swapped_for_a_call() -> None:
+    """A weight may be; a gain, which the synapse itself reads, would be another one on the way back."""
+    net, x = network(Own(5, 5)), torch.rand(4, 6)
+    weights = {name: nn.Parameter(p * 2) for name, p in net.named_parameters() if name != "layers.0.gain"}
+    torch.func.functional_call(net, weights, x).sum().backward()
+    assert weights["layers.0.weight"].grad.any()
+    rates = torch.func.functional_call(net, {"layers.0.gain": nn.Parameter(torch.tensor(2.0))}, x)
+    with pytest.raises(ValueError, match="the synapse 'layers.0' has other parameters now than in the forward pass"):
+        rates.sum().backward()
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: network(nn.Linear(5, 5)), "built from synapses of modules.synapses, not from Linear"),
+    (lambda: FeedbackSNN(input=synapses.Linear(2, 2), layers=[nn.ReLU()]), "not from ReLU"),
+    (lambda: network(neuron=IF), "neuron must be a LIF with its numbers"),
+    (lambda: network(couple=TernaryCouple), "couple must be a TernaryCouple with its numbers"),
+])
+def test_parts_of_another_kind(make, words) -> None:
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("make", [
+    lambda: synapses.Conv2d(2, 3, (3, 5)), lambda: synapses.Conv2d(2, 3, 3, padding="same"),
+    lambda: synapses.Conv2d(2, 3, 3, stride=0), lambda: synapses.AvgPool2d(0), lambda: synapses.AvgPool2d(2, stride=0)])
+def test_windows_are_square_and_whole(make) -> None:
+    with pytest.raises(ValueError, match="must be one whole number of at least [01], for both axes, not"):
+        make()
