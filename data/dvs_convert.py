@@ -1,4 +1,6 @@
 """From the recordings of CIFAR10-DVS to frames in a folder of their own, one file for each recording, on all cores."""
+import hashlib
+import inspect
 import json
 import os
 import pickle
@@ -19,6 +21,8 @@ from utils.files import alone_in, expand, remove_leftovers, replacing
 from utils.processes import cores, follow_parent
 from utils.progress import follow
 
+MARK = "made-by"  # in a folder of frames, the version of the code that made them
+
 
 def cache_folder(root: str | Path, *, frames: int, transform: str, size: int = 48,
                  cache: str | Path | None = None) -> Path:
@@ -37,27 +41,38 @@ def cached(folder: Path) -> dict[Key, Path]:
     return {key: folder / name for key, name in numbered(names, "npy").items()}
 
 
+def _mark(transform: str) -> str:
+    """What tells one version of the code that makes frames from another."""
+    code = map(inspect.getsource, (events_to_frames, TRANSFORMS[transform]))
+    return hashlib.sha256("".join(code).encode()).hexdigest()
+
+
 def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, cache: str | Path | None = None,
             workers: int | None = None) -> None:
     """Make the frames of every recording below ``root`` that has none yet, in parallel.
 
     However it ends, a file of frames is whole or not there; the next call goes on with those that are not there. A
-    UserError says that a recording or zip is damaged or has too few events, or that frames cannot be written.
+    UserError says that a recording or zip is damaged or has too few events, that frames cannot be written, or that
+    those in the folder were made by another version of the transform.
 
     Args:
         root, frames, transform, size, cache: as for :class:`data.cifar10_dvs.CIFAR10DVS`.
         workers: processes, by default one for each core.
     """
     folder = cache_folder(root, frames=frames, transform=transform, size=size, cache=cache)
-    recordings = find_recordings(root)
+    recordings, mark = find_recordings(root), folder / MARK
+    remedy = "name another folder for them with --frames-path (in Python, with cache)"
+    if cached(folder) and mark.is_file() and mark.read_text() != _mark(transform):
+        raise UserError(f"{folder} holds frames from before the transform {transform!r} was changed: delete it, or "
+                        f"{remedy}")
     if recordings.keys() <= cached(folder).keys():
         return
-    remedy = "name another folder for them with --frames-path (in Python, with cache)"
     with alone_in(folder, contents="frames", remedy=remedy):  # others of the same training wait, and find all done
         remove_leftovers(folder)
         missing = {key: recordings[key] for key in sorted(recordings.keys() - cached(folder).keys())}
         if not missing:
             return
+        mark.write_text(_mark(transform))
         archives = sorted({recording.path for recording in missing.values() if recording.member is not None})
         for archive in follow(archives, label="Checking zips", total=len(archives), unit="zip") if archives else ():
             verify(archive, folder.parent)

@@ -45,15 +45,22 @@ def load(name: str, root: str | Path, *, train: bool, transform: Transform | Non
         return Digits(train=train, transform=transform)
     kind = TORCHVISION[name]
     root = _find_root(kind, expand(root))
+    folder = root / _inner(kind)
     try:
-        return kind(root, train=train, transform=transform)
+        found = kind(root, train=train, transform=transform)
     except Exception as error:  # torchvision reports a bad file, or none, by almost any type
-        folder = root / _inner(kind)
         if damage := _find_damage(kind, folder):
             raise UserError(f"{damage}: delete it and run again with a network, or put a good copy there") from error
         if _complete(kind, root):
             raise UserError(f"the files of {name} in {folder} cannot be read ({_first_line(error)}): delete them and "
                             f"run again with a network, or put good copies there") from error
+    else:
+        labels = np.asarray(found.targets)
+        if len(labels) != len(found.data) or not 0 <= labels.min() <= labels.max() < NUM_CLASSES[name]:
+            raise UserError(f"the files of {name} in {folder} do not belong together: {len(found.data)} images and "
+                            f"{len(labels)} labels, from {labels.min()} to {labels.max()}, to "
+                            f"{'train' if train else 'test'} with: put good copies there")
+        return found
     say(f"{name} is not in {folder}: fetching what is missing")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT)  # torchvision sets none

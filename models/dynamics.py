@@ -9,8 +9,8 @@ from modules import IF, LIF, FeedbackSNN, TernaryCouple, engines
 from modules.feedback_snn import METHODS
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(FeedbackSNN).parameters.items()}
-_AT_LEAST_1 = "be at least 1, not", lambda value: value >= 1
-_POSITIVE = "be a positive number, not", lambda value: 0 < value < math.inf
+_AT_LEAST_1 = "be at least 1 and below 2^31, not", lambda value: 1 <= value < 2**31
+_POSITIVE = "be a positive number in float32, not", lambda value: 1e-38 < value < 3e38
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
            help="steps of the backward simulation")
     define("--vth", type=float, must=_POSITIVE, default=LIF.v_threshold, help="threshold of forward neurons")
     define("--vth_back", type=float, default=TernaryCouple.v_threshold,
-           must=("be positive, or 0 for the value of --vth, not", lambda value: 0 <= value < math.inf),
+           must=("be positive in float32, or 0 for the value of --vth, not",
+                 lambda value: value == 0 or 1e-38 < value < 3e38),
            help="threshold of backward neurons; 0 means as --vth")
     define("--u_rest", type=float, help="reset potential of forward neurons; -vth unless given")
     define("--u_rest_back", type=float, help="reset potential of backward neurons; -vth_back unless given")
-    define("--leaky", type=float, must=("be 1 (IF) or lie in (0, 1) (LIF), not", lambda value: 0 < value <= 1),
+    define("--leaky", type=float, must=("be 1 (IF) or lie in (0, 1) (LIF), not", lambda value: 1e-38 < value <= 1),
            default=IF().leak, help="1 for IF neurons, a leak in (0, 1) for LIF")
     define("--drop", "--dropout", type=float, must=("lie in [0, 1), not", lambda value: 0 <= value < 1), default=0.0,
            help="dropout probability")

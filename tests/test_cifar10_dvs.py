@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data import cifar10_dvs, dvs_convert, dvs_files
+from data import cifar10_dvs, dvs_convert, dvs_files, frames
 from data.aedat import read_aedat
 from data.cifar10_dvs import CIFAR10DVS
 from data.dvs_convert import cache_folder, convert
@@ -156,6 +156,21 @@ def test_cached_dataset_reads_no_recording(root, monkeypatch):
     start = time.monotonic()
     assert len(CIFAR10DVS(root, train=True, download=False, **SETTINGS)) == 20
     assert time.monotonic() - start < 0.5
+
+
+def test_frames_of_another_version_of_a_transform(root, monkeypatch):
+    """Who edits a transform does not train on what it made before; older folders are taken as they are."""
+    def other(counts, size=48):
+        return 0 * clean_transform(counts, size)
+
+    settings = {**SETTINGS, "transform": "clean"}
+    CIFAR10DVS(root, train=True, download=False, **settings)
+    CIFAR10DVS(root, train=False, download=False, **settings)
+    monkeypatch.setitem(frames.TRANSFORMS, "clean", other)
+    with pytest.raises(UserError, match="holds frames from before the transform 'clean' was changed: delete it, or na"):
+        CIFAR10DVS(root, train=True, download=False, **settings)
+    (cache_folder(root, **settings) / dvs_convert.MARK).unlink()
+    CIFAR10DVS(root, train=True, download=False, **settings)
 
 
 def test_recordings_may_go_once_all_is_converted(root, monkeypatch):

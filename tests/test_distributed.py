@@ -283,7 +283,12 @@ def test_whoever_fails_speaks(ranks, said, tmp_path) -> None:
     ({"RANK": "3"}, "--lr must be a positive number"), ({"RANK": "1", "WORLD_SIZE": "1"}, "--lr must be a positive"),
     ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK=1, WORLD_SIZE=2, MASTER_ADDR=None"),
     ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=x"),
-    ({"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "WORLD_SIZE=two")])
+    ({"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "WORLD_SIZE=two"),
+    ({"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=5"),
+    ({"RANK": "0", "WORLD_SIZE": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "WORLD_SIZE=0"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "65536"}, "MASTER_PORT=65536"),
+    ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "no host.invalid", "MASTER_PORT": "1"},
+     "the processes of this job cannot meet at no host.invalid:1")])
 def test_variables_that_no_launcher_set(left, words, monkeypatch, tmp_path) -> None:
     """A process that is alone speaks, whatever was left behind in its environment."""
     for name, value in left.items():

@@ -129,6 +129,9 @@ def test_faults_of_a_script_are_no_mistakes_of_its_user() -> None:
         small(dataset_defaults={"noise": {}, "louder": {"nois": 1}}).arguments(["-d", "louder"])
     with pytest.raises(ValueError, match="defaults name no lr"):
         small(defaults={name: value for name, value in defaults.items() if name != "lr"}).arguments()
+    for name, value in (("epochs", 1.5), ("train_batch", 32.0), ("lr", None), ("schedule", 11), ("dataset", "nois")):
+        with pytest.raises(ValueError, match=f"default of --[a-z-]*{name[:5]}.* is '?{value}'?, which could"):
+            small(defaults={**defaults, name: value}).arguments()
     with pytest.raises(TypeError, match=r"--file makes PosixPath\('x'\)"):
         small(flags=[*small().flags, lambda p: p.add_argument("--file", type=Path)]).arguments(["--file", "x"])
     with pytest.raises(TypeError, match="made a Linear without num_classes and num_neurons and classifier"):

@@ -180,6 +180,25 @@ def test_other_datasets_files(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("fetching what is missing") == 3
 
 
+@pytest.mark.parametrize("source, target", [
+    ("train-labels-idx1", "t10k-labels-idx1"), ("t10k-labels-idx1", "train-labels-idx1"),
+    ("t10k-images-idx3", "train-images-idx3")])
+def test_files_that_do_not_belong_together(tmp_path, source, target):
+    """A copy under another's name would be trained on with labels of other images."""
+    folder = make_mnist(tmp_path / "MNIST" / "raw")
+    shutil.copyfile(folder / f"{source}-ubyte", folder / f"{target}-ubyte")
+    with pytest.raises(UserError, match=r"do not belong together: \d+ images and \d+ labels, from 0 to 0, to t"):
+        images.load("mnist", tmp_path, train=target.startswith("train"))
+
+
+def test_labels_of_no_class(tmp_path):
+    folder = make_mnist(tmp_path / "MNIST" / "raw")
+    path = folder / "train-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xc8")
+    with pytest.raises(UserError, match="from 0 to 200, to train with"):
+        images.load("mnist", tmp_path, train=True)
+
+
 def test_folders_beside_do_not_count(cifar10, tmp_path, monkeypatch):
     """Data beside the folder that the flag names, which is not theirs, are not taken for it."""
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no route to host")))

@@ -4,11 +4,10 @@ A value is settled in this order, the later the stronger: the flag's own default
 for the chosen data set, the arguments stored in the checkpoint of ``--resume``, the flags on the command line.
 """
 import argparse
-import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,11 @@ FROM_SCRIPT = object()  # the default of a flag whose value a script has to name
 
 # What a value must be: the end of "--flag must ... VALUE", and whether it is.
 Rule = tuple[str, Callable[[Any], bool]]
-AT_LEAST_1: Rule = "be at least 1, not", lambda value: value >= 1
-AT_LEAST_0: Rule = "not be negative, but is", lambda value: value >= 0
-POSITIVE: Rule = "be a positive number, not", lambda value: 0 < value < math.inf
-NOT_NEGATIVE: Rule = "be a number that is not negative, not", lambda value: 0 <= value < math.inf
+AT_LEAST_1: Rule = "be at least 1 and below 2^31, not", lambda value: 1 <= value < 2**31
+AT_LEAST_0: Rule = "not be negative, nor above 2^31, but is", lambda value: 0 <= value < 2**31
+# Of floats, what float32 holds: anything else would be another value in a tensor.
+POSITIVE: Rule = "be a positive number in float32, not", lambda value: 1e-38 < value < 3e38
+NOT_NEGATIVE: Rule = "be a number that is not negative, in float32, not", lambda value: 0 <= value < 3e38
 INCREASING: Rule = "list increasing epochs, not", lambda value: value == sorted({n for n in value if n > 0})
 SEED: Rule = "lie between 0 and 2^63 - 1, not", lambda value: 0 <= value < 2**63
 
@@ -189,9 +189,10 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
 
     Raises:
         UserError: an argument is out of its range, or the checkpoint cannot be read.
-        ValueError: the script's defaults name no flag, or leave one out.
+        ValueError: the script's defaults name no flag, leave one out, or have no value of one.
     """
     parser, given = make_parser(), _given(make_parser(add_help=False), argv)
+    needed = {name for name, flag in parser.flags.items() if flag.default is FROM_SCRIPT}
     dataset = given.get("dataset", defaults.get("dataset"))
     for kind, own in (("defaults", defaults), (f"defaults for {dataset}", dataset_defaults.get(dataset, {}))):
         if unknown := own.keys() - parser.flags:
@@ -207,7 +208,7 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
         kept = {name: value for name, value in kept.items() if name not in parser.shared}
     parser.set_defaults(**dataset_defaults.get({"dataset": dataset, **kept, **given}["dataset"], {}))
     args = Arguments({**vars(parser.parse_args(argv)), **kept, **given})
-    _check(parser, args)
+    _check(parser, args, needed)
 
     changed = [name for name in sorted(given.keys() & kept) if kept[name] != given[name]]
     changes = tuple(f"{parser.spelling(name)} was {_show(kept[name])} and is now {_show(given[name])}"
@@ -265,23 +266,32 @@ def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
     """The arguments of a checkpoint that count in this invocation; UserError, if no command line gives such a value."""
     flags = {name: flag for name, flag in parser.flags.items() if flag.stored and name in found.arguments}
     for name, flag in flags.items():
-        value, switch, several = found.arguments[name], flag.nargs == 0, flag.nargs not in (None, 0, "?")
-        kind = {int: int, float: (int, float), None: str, path: str}.get(flag.type, object)
-        fits = value is None and not several or isinstance(value, list) == several and all(
-            isinstance(item, int) if switch else isinstance(item, kind) and not isinstance(item, bool)
-            for item in (value if several else [value]))
-        if not fits or (flag.choices and value not in flag.choices):
-            raise UserError(f"{found.path} holds {value!r} for {parser.spelling(name)}, which is no value of it in "
-                            "this script: resume with the script that wrote the file")
+        if not _fits(flag, found.arguments[name]):
+            raise UserError(f"{found.path} holds {found.arguments[name]!r} for {parser.spelling(name)}, which is no "
+                            "value of it in this script: resume with the script that wrote the file")
     return {name: found.arguments[name] for name in flags}
 
 
-def _check(parser: Parser, args: argparse.Namespace) -> None:
-    """Refuse values out of range, by UserError, and by TypeError those that no checkpoint could hold."""
+def _fits(flag: argparse.Action, value: Any) -> bool:
+    """Whether a command line could give the flag this value, or leave it at None."""
+    switch, several = flag.nargs == 0, flag.nargs not in (None, 0, "?")
+    kind = {int: int, float: (int, float), None: str, path: str}.get(flag.type, object)
+    fits = value is None and not several or isinstance(value, list) == several and all(
+        isinstance(item, int) if switch else isinstance(item, kind) and not isinstance(item, bool)
+        for item in (value if several else [value]))
+    return fits and (not flag.choices or value is None or value in flag.choices)
+
+
+def _check(parser: Parser, args: argparse.Namespace, needed: Collection[str]) -> None:
+    """Refuse values out of range, by UserError; by ValueError and TypeError, as faults of the script, values of another
+    kind, None for one that is ``needed``, and what no checkpoint could hold."""
     for name, value in vars(args).items():
         if not _plain(value):
             raise TypeError(f"{parser.spelling(name)} makes {value!r}, but a value of a flag has to be a number, a "
                             "text or a list of those, as it is stored in checkpoints")
+        if not _fits(parser.flags[name], value) or value is None and name in needed:
+            raise ValueError(f"the script's default of {parser.spelling(name)} is {value!r}, which could not stand on "
+                             "a command line")
         must = getattr(parser.flags[name], "must", None)
         if must and value is not None:
             words, holds = must

@@ -6,6 +6,7 @@ summed over processes, where PyTorch's default would average them.
 """
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -125,7 +126,8 @@ def join() -> World:
         return World()
     given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     rank, size, address, port = given.values()
-    if not address or not all(number and number.isdecimal() for number in (rank, size, port)):
+    numbers = all(number and number.isdecimal() for number in (rank, size, port))
+    if not address or not numbers or not int(rank) < int(size) or not int(port) < 2**16:
         found = ", ".join(f"{name}={value}" for name, value in given.items())
         raise UserError(f"the variables of a launcher are set to {found}, which makes no job of several processes: "
                         "start with torchrun, or unset RANK and WORLD_SIZE")
@@ -136,7 +138,14 @@ def join() -> World:
     patience.start()
     # Killed, a launcher leaves its processes behind: they save and stop as if it had asked them to.
     at_end_of_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    try:
+        socket.getaddrinfo(address, port)
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    except (OSError, dist.DistError) as error:  # a name that nobody knows, a port that is in use
+        patience.cancel()
+        reason = str(error).split("\n")[0]
+        raise UserError(f"the processes of this job cannot meet at {address}:{port} ({reason}): see to MASTER_ADDR and "
+                        "MASTER_PORT") from error
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         # After a restart the launcher's store still holds the addresses of the processes before. Across machines its
         # count of restarts is not the same for all, so there the launcher must not share its store (see docs).
