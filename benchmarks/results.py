@@ -6,12 +6,12 @@
 Runs that differ by their seed alone share a row: mean and standard deviation over them.
 """
 import argparse
+import importlib
 import json
-import re
 import shutil
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from utils import metrics
 from utils.logs import COLUMNS, LOG, PLOT, read_log
 from utils.pages import table
 
-PLACES = ("path", "checkpoint", "resume", "export")  # arguments that say where files lay, and nothing about the numbers
-HOW = {"-c", "-j", "--workers", "--save-every", "--manualSeed", "--gpu-id", *(f"--{name}" for name in PLACES)}
+# Arguments that say where files lay, and others that change no number.
+PLACES = {"path", "frames_path", "checkpoint", "resume", "export"}
+HOW = {*PLACES, "workers", "save_every", "log_every", "manualSeed", "gpu_id", "report", "report_samples", "override"}
 ROWS = 300  # of training that are kept of a run
 
 
@@ -36,19 +37,22 @@ def keep(run: Path, target: Path) -> None:
     short = (json.loads(json.dumps(row), parse_float=lambda text: float(f"{float(text):.5g}")) for row in kept)
     (folder / metrics.NAME).write_text("".join(json.dumps(row) + "\n" for row in short))
     how = json.loads((run / "args.json").read_text())
-    how["command"] = command(how["command"])
+    how["command"] = command(how)
     how["arguments"] = {name: value for name, value in how["arguments"].items() if name not in PLACES}
     (folder / "args.json").write_text(json.dumps(how, indent=2) + "\n")
 
 
-def command(argv: Sequence[str]) -> list[str]:
-    """The command line of a run without what changes no number."""
-    script, *rest = argv
-    kept, skipping = [Path(script).name], False
-    for word in rest:
-        skipping = word.partition("=")[0] in HOW or skipping and not re.match("--?[a-zA-Z]", word)
-        kept += [] if skipping else [word]
-    return kept
+def command(how: Mapping[str, Any]) -> list[str]:
+    """The shortest command line that makes such a run: what differs from its script's defaults and changes numbers."""
+    script, own = Path(how["command"][0]), how["arguments"]
+    experiment = importlib.import_module(script.stem).EXPERIMENT
+    usual = vars(experiment.arguments(["--dataset", own["dataset"]])) | {"dataset": experiment.defaults["dataset"]}
+    words = [script.name]
+    for name, value in own.items():
+        if name not in HOW and value != usual.get(name):
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def results(folders: Sequence[Path]) -> str:
@@ -59,7 +63,7 @@ def results(folders: Sequence[Path]) -> str:
         accuracy = [row[COLUMNS.index("Valid Acc.")] for row in log]
         seconds = [row["seconds"] for row in rows if "seconds" in row]
         iterations = next(row["iteration"] for row in rows if row["phase"] == "test")  # of the first epoch
-        runs[" ".join(command(how["command"]))].append({
+        runs[" ".join(command(how))].append({
             "seed": how["arguments"]["manualSeed"], "epochs": f"{len(log)} of {how['arguments']['epochs']}",
             "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * iterations,
             "how": f"{how['device']}, PyTorch {how['versions']['torch']}"

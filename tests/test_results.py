@@ -16,18 +16,20 @@ WEIGHTS = REPOSITORY / "checkpoints" / "mnist_lenet.pth.tar"
 
 
 def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
-    """Runs that differ by their seed share a row; what is kept of them makes the same table and names no place."""
+    """Runs that differ by their seed share a row, however they were spelt, and resumed; what is kept of them makes the
+    same table and names no place."""
     runs = [tmp_path / f"run-{seed}" for seed in (1, 2)]
     for seed, run in enumerate(runs, start=1):
-        succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--max-iters", 3, "--log-every", 1, "-c", run,
+        succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--lr", 0.05, "--max-iters", 3, "--log-every", 1, "-c", run,
                 "--manualSeed", seed)
+    succeed("mnist_lenet.py", "--resume", runs[0] / "checkpoint.pth.tar", "--gpu-id=-1", "--save_every", 5, "-j0",
+            "--manual", 1, "--max-iters", 3)
+    for run in runs:
         results.keep(run, tmp_path / "kept")
-    line = ["a/b.py", "--gpu-id", "-1", "--resume", "auto", "--path=x", "-t", "6"]
-    assert results.command(line) == ["b.py", "-t", "6"]
     table = results.results(runs)
     cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
-    assert cells[:3] == ["`mnist_lenet.py -t 6 -tb 8 -d digits --max-iters 3 --log-every 1`", "1, 2",
-                         "1 of 16"]
+    assert cells[:3] == ["`mnist_lenet.py --dataset digits --max-iters 3 --lr 0.05 --time-step 6 --time-step-back 8`",
+                         "1, 2", "1 of 16"]
     last = [float((run / "log.txt").read_text().split()[-4]) for run in runs]
     assert cells[3] == f"{np.mean(last):.2f} ± {np.std(last, ddof=1):.2f}"
     kept = sorted((tmp_path / "kept").iterdir())
