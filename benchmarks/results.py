@@ -17,7 +17,7 @@ from typing import Any
 
 from utils import metrics
 from utils.logs import COLUMNS, LOG, PLOT, read_log
-from utils.pages import table
+from utils.pages import number, table
 
 # Arguments that say where files lay, and others that change no number.
 PLACES = {"path", "frames_path", "checkpoint", "resume", "export"}
@@ -62,13 +62,16 @@ def results(folders: Sequence[Path]) -> str:
         how, log, rows = json.loads((folder / "args.json").read_text()), read_log(folder), metrics.read(folder)
         accuracy = [row[COLUMNS.index("Valid Acc.")] for row in log]
         seconds = [row["seconds"] for row in rows if "seconds" in row]
-        iterations = next(row["iteration"] for row in rows if row["phase"] == "test")  # of the first epoch
+        epoch = how.get("iterations_per_epoch") or next(  # which older folders do not say: as many as the first had
+            row["iteration"] for row in rows if row["phase"] == "test")
+        epochs = number(rows[-1]["iteration"] / epoch)
         runs[" ".join(command(how))].append({
-            "seed": how["arguments"]["manualSeed"], "epochs": f"{len(log)} of {how['arguments']['epochs']}",
-            "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * iterations,
+            "seed": how["arguments"]["manualSeed"], "epochs": f"{epochs} of {how['arguments']['epochs']}",
+            "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * epoch,
             "how": f"{how['device']}, PyTorch {how['versions']['torch']}"
                    + (f", commit {how['git']['commit'][:7]}" if how["git"] else "")})
-    return table(["command", "seeds", "epochs", "last test accuracy (%)", "best", "training, seconds an epoch", "on"],
+    return table(["command", "seeds", "epochs", "last test accuracy (%)", "best",
+                  "seconds an epoch: an iteration's median times its iterations", "on"],
                  [[f"`{name}`", _each(own, "seed"), _each(own, "epochs"), _spread(own, "last"), _spread(own, "best"),
                    _spread(own, "time"), _each(own, "how")] for name, own in runs.items()])
 

@@ -29,7 +29,7 @@ def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
     table = results.results(runs)
     cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
     assert cells[:3] == ["`mnist_lenet.py --dataset digits --max-iters 3 --lr 0.05 --time-step 6 --time-step-back 8`",
-                         "1, 2", "1 of 16"]
+                         "1, 2", "0.0667 of 16"]
     last = [float((run / "log.txt").read_text().split()[-4]) for run in runs]
     assert cells[3] == f"{np.mean(last):.2f} ± {np.std(last, ddof=1):.2f}"
     kept = sorted((tmp_path / "kept").iterdir())

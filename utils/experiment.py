@@ -115,7 +115,8 @@ class Experiment:
             else:
                 if writes:
                     folder.arrange(run, None if args.new_readout else found)
-                    provenance.record(run.folder, args, seed=seed, device=device_name(device))
+                    provenance.record(run.folder, args, seed=seed, device=device_name(device),
+                                      iterations_per_epoch=len(run.train_loader))
                 training.fit(run)
             if writes and args.report:
                 write_report(run)

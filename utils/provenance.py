@@ -13,11 +13,11 @@ import torch
 from utils.files import write_atomically
 
 
-def record(folder: Path, args: argparse.Namespace, *, seed: int, device: str) -> None:
-    """Write ``args.json`` and ``script.py``, a copy of the script that runs, into the folder of a run."""
+def record(folder: Path, args: argparse.Namespace, *, seed: int, **facts: Any) -> None:
+    """Write ``args.json``, with further ``facts``, and ``script.py``, a copy of the script that runs, into a folder."""
     script = Path(sys.argv[0])
     contents = {"command": sys.argv, "arguments": {**vars(args), "manualSeed": seed}, "versions": versions(),
-                "device": device, "git": git_state(script.resolve().parent)}
+                **facts, "git": git_state(script.resolve().parent)}
     write_atomically(folder / "args.json", (json.dumps(contents, indent=2) + "\n").encode())
     if script.is_file():
         write_atomically(folder / "script.py", script.read_bytes())
