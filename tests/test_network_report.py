@@ -211,14 +211,27 @@ def test_curves_of_runs(tmp_path) -> None:
         assert [len(line.get_xdata()) for line in forward.get_lines()] == [30, 30]
 
 
-def test_rows_of_a_run_that_is_writing(tmp_path, monkeypatch, capsys) -> None:
-    """What is whole is read; without any row there is a sentence."""
-    monkeypatch.setattr(sys, "argv", ["utils.report", str(tmp_path)])
-    with pytest.raises(SystemExit):
-        curves.main()
-    assert "holds no rows of metrics" in capsys.readouterr().err
-    (tmp_path / "metrics.jsonl").write_text('{"phase": "train", "iteration": 1}\n{"phase": "tr')
-    assert metrics.read(tmp_path) == [{"phase": "train", "iteration": 1}]
+def test_rows_of_a_run_that_is_writing(tmp_path, monkeypatch) -> None:
+    """What is whole is read; without any row of training, or with a damaged one, there is a sentence."""
+    def refused(sentence: str, *flags: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["utils.report", str(tmp_path), *flags])
+        with pytest.raises(SystemExit, match=sentence):
+            curves.main()
+
+    row = {"phase": "test", "iteration": 1, "loss": 1.0, "top1": 10.0}
+    refused("holds no rows of training")
+    (tmp_path / "metrics.jsonl").write_text(f'{json.dumps(row)}\n{{"phase": "tr')
+    assert metrics.read(tmp_path) == [row]
+    refused("without --log-every 0")
+    metrics.append(tmp_path, [row], lasting=False)  # behind what was torn
+    refused("metrics.jsonl, line 2, is no row")
+    for name in ("phase", "iteration", "loss", "top1", "seconds"):
+        rows = [row | {"phase": "train", "seconds": 1.0}] * 2
+        rows[1] = {key: value for key, value in rows[1].items() if key != name}
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(own) + "\n" for own in rows))
+        refused(f"line 2, .*KeyError: '{name}'")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    refused("cannot be used", "--output", str(tmp_path / "nowhere" / "a.png"))
 
 
 def test_lines_differ_in_grey() -> None:

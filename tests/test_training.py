@@ -346,7 +346,8 @@ def test_what_an_evaluation_says(tmp_path, monkeypatch, capsys) -> None:
 
 def test_files_of_a_run_that_goes_on(tmp_path, monkeypatch, unpictured) -> None:
     """In its folder, however that is spelt; in another one; before its first epoch; stopped while it was evaluated."""
-    row, rows = [0.5] * 8, [{"phase": phase, "iteration": 3} for phase in ("train", "test")]
+    row = [0.5] * 8
+    rows = [{"phase": phase, "iteration": 3, "loss": 1, "top1": 1, "seconds": 1} for phase in ("train", "test")]
     first, other = tmp_path / "first", tmp_path / "other"
     run = made(first)
     run.state = RunState(epoch=1, iteration=3, best_acc=30.0, history=[row], evaluated=False)

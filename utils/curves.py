@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import figures, metrics
+from utils import figures, metrics, mistakes
+from utils.distributed import World
+from utils.errors import UserError
 from utils.pages import table
 
 Row = Mapping[str, Any]
@@ -57,16 +59,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.rows < 1:
         parser.error("--rows must be at least 1")
-    try:
+    with mistakes.in_a_sentence(World()), mistakes.about(*options.folders, options.output.parent):
         runs = {str(folder): metrics.read(folder) for folder in options.folders}
-    except OSError as error:
-        parser.exit(1, f"error: {error}\n")
-    for name, rows in runs.items():
-        if not rows:
-            parser.exit(1, f"error: {Path(name, metrics.NAME)} holds no rows of metrics: name the folder of a run that "
-                           "has written some\n")
-        print(f"**{name}**, rates in spikes per unit and step\n\n{rates_table(rows, options.rows)}\n")
-    figures.save(draw(runs, options.against), options.output)
+        for name, rows in runs.items():
+            if not any(row["phase"] == "train" for row in rows):
+                raise UserError(f"{Path(name, metrics.NAME)} holds no rows of training: name the folder of a run that "
+                                "has written some, without --log-every 0")
+            print(f"**{name}**, rates in spikes per unit and step\n\n{rates_table(rows, options.rows)}\n")
+        figures.save(draw(runs, options.against), options.output)
     print(f"curves: {options.output}")
 
 

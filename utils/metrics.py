@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from utils.errors import UserError
 from utils.files import write_atomically
 from utils.meters import Meters
 
 NAME = "metrics.jsonl"
+NUMBERS = {"train": ("iteration", "loss", "top1", "seconds"), "test": ("iteration", "loss", "top1")}  # of every row
 
 
 def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) -> None:
@@ -35,23 +37,30 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) ->
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the file in a folder, up to one that is torn; none without a file."""
-    path, rows = folder / NAME, []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
-            break
-        rows.append(row)
-    return rows
+    """The rows of the file in a folder, none without a file; a UserError for a line that is none.
+
+    What follows the last newline was torn, or is still being written.
+    """
+    path = folder / NAME
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return [_row(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
+
+
+def _row(line: bytes, place: str) -> dict[str, Any]:
+    """The row of a line, if all is there that others rely on."""
+    try:
+        row = json.loads(line)
+        sum(row[name] for name in NUMBERS[row["phase"]])  # a KeyError or TypeError without one of them
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place} is no row of metrics as a run writes them ({type(error).__name__}: {error}): correct "
+                        "or delete that line") from error
+    return row
 
 
 def cut(source: Path, folder: Path, *, iteration: int, evaluated: bool) -> None:
     """Make the file in ``folder`` the rows of the one in ``source``, up to an iteration and the evaluation after it."""
     rows = [row for row in read(source) if row["iteration"] < iteration
-            or row["iteration"] == iteration and (evaluated or row.get("phase") == "train")]
+            or row["iteration"] == iteration and (evaluated or row["phase"] == "train")]
     if rows or (folder / NAME).exists():
         write_atomically(folder / NAME, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
