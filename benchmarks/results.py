@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import metrics
+from utils import metrics, mistakes
+from utils.distributed import World
+from utils.errors import UserError
 from utils.logs import COLUMNS, LOG, PLOT, read_log
 from utils.pages import number, table
 
@@ -26,17 +28,25 @@ ROWS = 300  # of training that are kept of a run
 
 
 def keep(run: Path, target: Path) -> None:
-    """Copy log, curves, metrics (thinned, to five digits) and arguments without places into a folder of its name."""
-    folder = target / run.name
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (LOG, PLOT):
-        shutil.copyfile(run / name, folder / name)
-    rows = metrics.read(run)
-    every = -(-sum(row["phase"] == "train" for row in rows) // ROWS)
-    kept = [row for place, row in enumerate(rows) if row["phase"] == "test" or place % every == 0]
+    """Copy log, curves, metrics (thinned, to five digits) and arguments without places into a new folder of its name.
+
+    A row of training that is kept has the mean seconds of those before it that are not, so times add up.
+    """
+    folder = target / run.resolve().name
+    if folder.exists():
+        raise UserError(f"{folder} exists, and what is kept there is not overwritten: rename the run, or remove that")
+    rows, how = metrics.read(run), json.loads((run / "args.json").read_text())
+    training = [row for row in rows if row["phase"] == "train"]
+    every = -(-len(training) // ROWS)
+    groups = [training[first:first + every] for first in range(0, len(training), every)]
+    kept = [{**own[-1], "seconds": statistics.mean(row["seconds"] for row in own)} for own in groups]
+    kept = sorted(kept + [row for row in rows if row["phase"] == "test"],
+                  key=lambda row: (row["iteration"], row["phase"] == "test"))
+    folder.mkdir(parents=True)
+    for file in filter(Path.exists, (run / LOG, run / PLOT)):
+        shutil.copyfile(file, folder / file.name)
     short = (json.loads(json.dumps(row), parse_float=lambda text: float(f"{float(text):.5g}")) for row in kept)
     (folder / metrics.NAME).write_text("".join(json.dumps(row) + "\n" for row in short))
-    how = json.loads((run / "args.json").read_text())
     how["command"] = command(how)
     how["arguments"] = {name: value for name, value in how["arguments"].items() if name not in PLACES}
     (folder / "args.json").write_text(json.dumps(how, indent=2) + "\n")
@@ -59,21 +69,34 @@ def results(folders: Sequence[Path]) -> str:
     """The table, a row for each experiment."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for folder in folders:
-        how, log, rows = json.loads((folder / "args.json").read_text()), read_log(folder), metrics.read(folder)
-        accuracy = [row[COLUMNS.index("Valid Acc.")] for row in log]
-        seconds = [row["seconds"] for row in rows if "seconds" in row]
-        epoch = how.get("iterations_per_epoch") or next(  # which older folders do not say: as many as the first had
-            row["iteration"] for row in rows if row["phase"] == "test")
-        epochs = number(rows[-1]["iteration"] / epoch)
-        runs[" ".join(command(how))].append({
-            "seed": how["arguments"]["manualSeed"], "epochs": f"{epochs} of {how['arguments']['epochs']}",
-            "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * epoch,
-            "how": f"{how['device']}, PyTorch {how['versions']['torch']}"
-                   + (f", commit {how['git']['commit'][:7]}" if how["git"] else "")})
+        try:
+            name, run = _run(folder)
+        except UserError:
+            raise
+        except (OSError, ImportError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+            raise UserError(f"{folder} holds no result ({type(error).__name__}: {error}): name the folder of a run of "
+                            "a script that can be imported, with args.json, log.txt, and rows of training and of an "
+                            f"evaluation in {metrics.NAME}") from error
+        runs[name].append(run)
     return table(["command", "seeds", "epochs", "last test accuracy (%)", "best",
                   "seconds an epoch: an iteration's median times its iterations", "on"],
                  [[f"`{name}`", _each(own, "seed"), _each(own, "epochs"), _spread(own, "last"), _spread(own, "best"),
                    _spread(own, "time"), _each(own, "how")] for name, own in runs.items()])
+
+
+def _run(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The command of a run, and what the table says of it; almost any error, where the folder is not a run's."""
+    how, log, rows = json.loads((folder / "args.json").read_text()), read_log(folder), metrics.read(folder)
+    accuracy = [row[COLUMNS.index("Valid Acc.")] for row in log]
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    epoch = how.get("iterations_per_epoch") or next(  # which older folders do not say: as many as the first had
+        row["iteration"] for row in rows if row["phase"] == "test")
+    return " ".join(command(how)), {
+        "seed": how["arguments"]["manualSeed"],
+        "epochs": f"{number(rows[-1]['iteration'] / epoch)} of {how['arguments']['epochs']}",
+        "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * epoch,
+        "how": f"{how['device']}, PyTorch {how['versions']['torch']}"
+               + (f", commit {how['git']['commit'][:7]}" if how["git"] else "")}
 
 
 def _each(runs: Sequence[dict[str, Any]], kind: str) -> str:
@@ -93,6 +116,10 @@ if __name__ == "__main__":
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy there what the table is made of")
     options = parser.parse_args()
-    for own in options.folders if options.keep else ():
-        keep(own, options.keep)
-    print(results(options.folders))
+    with mistakes.in_a_sentence(World()), mistakes.about(*filter(None, [options.keep])):
+        if len({folder.resolve() for folder in options.folders}) < len(options.folders):
+            raise UserError("a run would count twice: name each folder once")
+        page = results(options.folders)
+        for own in options.folders if options.keep else ():
+            keep(own, options.keep)
+        print(page)

@@ -1,5 +1,9 @@
 """The results that the repository claims, and the weights that it publishes."""
 import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +12,9 @@ import torch
 
 from benchmarks import results
 from mnist_lenet import EXPERIMENT, MEAN, STD
-from tests.processes import BRIEF, REPOSITORY, succeed
+from tests.processes import BRIEF, REPOSITORY, environment, succeed
 from utils import checkpoint
+from utils.errors import UserError
 from utils.network import load_network
 
 WEIGHTS = REPOSITORY / "checkpoints" / "mnist_lenet.pth.tar"
@@ -38,16 +43,44 @@ def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
 
 
 def test_many_rows_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations are all kept, also of a run of sources that no git knows."""
+    """Evaluations are all kept, and the time that training took, also of a run of sources that no git knows."""
     run = tmp_path / "run"
     succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--max-iters", 9, "--log-every", 1, "-c", run)
     monkeypatch.setattr(results, "ROWS", 3)
     results.keep(run, tmp_path / "kept")
     rows = results.metrics.read(tmp_path / "kept" / "run")
-    assert [row["iteration"] for row in rows if row["phase"] == "train"] == [1, 4, 7] and len(rows) == 4
+    assert [row["iteration"] for row in rows if row["phase"] == "train"] == [3, 6, 9] and len(rows) == 4
+    spent = [sum(row["seconds"] for row in results.metrics.read(folder) if row["phase"] == "train")
+             for folder in (run, tmp_path / "kept" / "run")]
+    assert 3 * spent[1] == pytest.approx(spent[0], rel=1e-4)
     how = tmp_path / "kept" / "run" / "args.json"
     how.write_text(json.dumps(json.loads(how.read_text()) | {"git": None}))
     assert "commit" not in results.results([how.parent])
+
+
+@pytest.mark.parametrize("damage, sentence", [
+    (lambda run: shutil.rmtree(run), "No such file"), (lambda run: (run / "args.json").unlink(), "No such file"),
+    (lambda run: (run / "args.json").write_text('{"command"'), "JSONDecodeError"),
+    (lambda run: (run / "args.json").write_text('{"command": ["other.py"], "arguments": {}}'), "No module named"),
+    (lambda run: (run / "log.txt").unlink(), "IndexError"),
+    (lambda run: (run / "metrics.jsonl").write_text('{"phase": "test", "iteration": 3, "loss": 1, "top1": 1}\n'),
+     "no median"), (lambda run: (run / "metrics.jsonl").write_text("{}\n{}\n"), "line 1, is no row")])
+def test_folders_that_hold_no_result(damage: Callable, sentence: str, tmp_path: Path) -> None:
+    """A sentence says what there is not."""
+    run = tmp_path / "run"
+    shutil.copytree(REPOSITORY / "docs" / "results" / "digits-ide-1", run)
+    damage(run)
+    with pytest.raises(UserError, match=sentence):
+        results.results([run])
+
+
+def test_nothing_that_is_kept_is_overwritten(tmp_path: Path) -> None:
+    """Nor does a run count twice; each is a sentence of the command."""
+    run = REPOSITORY / "docs" / "results" / "digits-ide-1"
+    for flags, sentence in (((run, "--keep", run.parent), "exists"), ((run, f"{run}/../{run.name}"), "twice")):
+        done = subprocess.run([sys.executable, "-m", "benchmarks.results", *map(str, flags)], cwd=REPOSITORY,
+                              env=environment(), capture_output=True, text=True)
+        assert done.returncode == 1 and sentence in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_every_result_of_the_readme_stands_in_docs() -> None:
