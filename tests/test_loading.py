@@ -76,15 +76,15 @@ def test_shares_of_several_processes(ranks: int) -> None:
 
 
 def test_test_data(monkeypatch) -> None:
-    """In their order, as they are, the first so many or all that there are; no more workers than cores."""
+    """In their order, as they are, so many of all parts or all that there are; no more workers than cores."""
     monkeypatch.setattr(loading, "cores", lambda: 1)
     data = TensorDataset(torch.arange(10.0), torch.arange(10))
-    for limit, count in ((None, 10), (7, 7), (99, 10)):
+    for limit, chosen in ((None, range(10)), (4, (0, 2, 5, 7)), (99, range(10))):
         args = argparse.Namespace(train_batch=4, test_batch=3, workers=4, test_limit=limit)
         train, test = make_loaders(data, data, args, transform=lambda x: x + 1, seed=5)
-        assert (train.num_workers, test.num_workers, len(test.dataset)) == (1, 1, count)
+        assert (train.num_workers, test.num_workers, len(test.dataset)) == (1, 1, len(chosen))
         places = [place for batch in test.batch_sampler for place in batch]
-        assert [test.dataset[place][:2] for place in places] == [(index, index) for index in range(count)]
+        assert [test.dataset[place][:2] for place in places] == [(index, index) for index in chosen]
 
 
 def test_digits() -> None:

@@ -116,7 +116,7 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     add("-d", "--dataset", choices=datasets, default=FROM_SCRIPT, experiment=True, help="which data to train on")
     add("--path", type=path, default="./data/raw", help="folder of the data; downloads go there")
     add("-j", "--workers", type=int, must=AT_LEAST_0, default=4, help="processes that load data, 0 for none")
-    once("--test-limit", type=int, must=AT_LEAST_1, metavar="N", help="evaluate on the first N test samples only")
+    once("--test-limit", type=int, must=AT_LEAST_1, metavar="N", help="evaluate on N test samples only, evenly spread")
 
     add, once = group("optimisation")
     add("--epochs", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, help="passes over the training data")
@@ -161,7 +161,7 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     once("--report", action="store_true",
          help="write what the network does to report/ in the run's folder: with --evaluate, or when training has ended")
     once("--report-samples", type=int, must=AT_LEAST_1, default=32, metavar="N",
-         help="test samples that the report is made from")
+         help="test samples that the report is made from, evenly spread")
     once("--dry-run", action="store_true", help="print the configuration, check data and device, exit")
     parser.shared = frozenset(parser.flags)
 

@@ -20,7 +20,7 @@ from utils.cli import Arguments, Invocation, Parser
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import alone_in
-from utils.loading import make_loaders
+from utils.loading import make_loaders, spread
 from utils.logs import describe
 from utils.network import load_network, network_state, require_network
 from utils.progress import say
@@ -220,9 +220,11 @@ def summary(run: Run, invocation: Invocation) -> str:
 
 
 def write_report(run: Run) -> None:
-    """Write ``report/`` into the folder of a run, from the first test samples."""
+    """Write ``report/`` into the folder of a run, from some test samples."""
     args, data = run.args, run.test_loader.dataset
-    samples = [data[0, index, True][:2] for index in range(min(args.report_samples, len(data)))]
+    chosen = spread(len(data), args.report_samples)
+    random.Random(0).shuffle(chosen)  # as the first few, which are recorded, may be of one class too
+    samples = [data[0, index, True][:2] for index in chosen]
     inputs, targets = torch.utils.data.default_collate(samples)
     report.write(run.model, inputs, targets, run.folder / "report", samples=len(samples),
                  scale_factor=args.scale_factor, batch=args.train_batch)

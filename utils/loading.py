@@ -88,14 +88,20 @@ class Keyed(Dataset):
         return len(self.dataset)
 
 
+def spread(size: int, limit: int) -> list[int]:
+    """At most ``limit`` indices, evenly over a data set: the first so many may be all of one class."""
+    number = min(size, limit)
+    return [place * size // number for place in range(number)]
+
+
 def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, transform: Callable[[Any], Any] | None,
                  seed: int, pin_memory: bool = False, **share: int) -> tuple[DataLoader, DataLoader]:
     """Loaders of training batches in random order, and of test batches in order; the last batch may be smaller.
 
     Args:
         train, test: pairs of input and label; transform: of training inputs, see :class:`Keyed`; seed: of the run.
-        args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``test_limit`` (use the first so
-            many test samples, or None for all).
+        args: ``train_batch``, ``test_batch``, ``workers`` (processes for each loader), ``test_limit`` (of test
+            samples, see :func:`spread`, or None for all).
         pin_memory: put batches where a GPU can fetch them; share: ``rank`` and ``ranks`` of :class:`Batches`.
     """
     workers = min(args.workers, cores())  # more would only take turns, and PyTorch warns of them
@@ -106,7 +112,7 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, tra
                           pin_memory=pin_memory, worker_init_fn=follow_parent, generator=torch.Generator())
 
     if args.test_limit is not None:
-        test = Subset(test, range(min(args.test_limit, len(test))))
+        test = Subset(test, spread(len(test), args.test_limit))
     return (loader(Keyed(train, transform, seed, "the training data"),
                    Batches(len(train), args.train_batch, seed=seed, **share)),
             loader(Keyed(test, None, seed, "the test data"), Batches(len(test), args.test_batch, seed=None, **share)))
