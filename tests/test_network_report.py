@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,10 @@ def test_gradient_of_the_report() -> None:
     assert found["converged"] and found["sweeps"] > 1 and len(found["parameters"]) == 11
     for values in found["parameters"].values():
         assert values["error"][-1] < values["error"][0] / 4 and values["cosine"][-1] > 0.98
+    own = replace(own, circuit=replace(own.circuit, tolerance=0.9))  # the exact gradient is exact all the same
+    assert measures.gradient(own, network) == found
+    network.requires_grad_(False)
+    assert measures.gradient(own, network)["sweeps"] == found["sweeps"]
 
 
 def test_a_network_that_does_not_settle_is_named(tmp_path) -> None:

@@ -16,6 +16,7 @@ from modules.spide import SPIDE
 
 SHOWN = 12  # units of a layer in a raster
 BINS = 31  # of a histogram of rates, at most
+TOLERANCE = 1e-4  # of the gradient that counts as exact, at most, whatever a run trains with
 STEPS_BACK = (50, 100, 250, 1000)
 TIMES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of T, at which the distance from the equilibrium is measured
 
@@ -180,26 +181,27 @@ def gradient(own: Call, network: FeedbackSNN) -> dict[str, Any]:
 
     Returns:
         ``steps``; ``parameters``: by name, ``cosine`` and relative ``error`` at each of them, None where a gradient
-        that they divide by is zero; ``sweeps`` and ``residual`` of IDE; whether it ``converged``.
+        that they divide by is zero; ``sweeps``, ``tolerance`` and ``residual`` of IDE; whether it ``converged``.
     """
     named = {name.replace("parametrizations.", "").replace(".original", ""): parameter
              for name, parameter in network.named_parameters() if parameter.requires_grad}
-    if not named:
-        return {"steps": [], "parameters": {}, "sweeps": 1, "residual": 0.0, "converged": True}
+    x = own.x.detach().requires_grad_(not named)  # so that a frozen network has sweeps too
+    wanted = list(named.values()) or [x]
+    steps_back, tolerance = STEPS_BACK if named else (), min(own.circuit.tolerance, TOLERANCE)
     statistics, parameters = SpikeStatistics(), {name: {"cosine": [], "error": []} for name in named}
 
     def solve(method: type, **changes: Any) -> list[Tensor]:
         circuit = replace(own.circuit, **changes)
-        found = method.apply(circuit, own.engine, statistics, own.x, *circuit.tensors)
+        found = method.apply(circuit, own.engine, statistics, x, *circuit.tensors)
         return [g.double().flatten() for g in torch.autograd.grad(
-            found, list(named.values()), own.gradient, retain_graph=True, allow_unused=True, materialize_grads=True)]
+            found, wanted, own.gradient, retain_graph=True, allow_unused=True, materialize_grads=True)]
 
-    exact = solve(IDE)
-    for steps in STEPS_BACK:
+    exact = solve(IDE, tolerance=tolerance)
+    for steps in steps_back:
         for values, spiking, target in zip(parameters.values(), solve(SPIDE, time_step_back=steps), exact):
             size, sizes = target.norm().item(), (spiking.norm() * target.norm()).item()
             values["error"].append((spiking - target).norm().item() / size if size else None)
             values["cosine"].append((spiking @ target).item() / sizes if sizes else None)
     residual = statistics.residual.item()
-    return {"steps": list(STEPS_BACK), "parameters": parameters, "sweeps": int(statistics.sweeps.item()),
-            "residual": residual, "converged": residual <= own.circuit.tolerance}
+    return {"steps": list(steps_back), "parameters": parameters, "sweeps": int(statistics.sweeps.item()),
+            "tolerance": tolerance, "residual": residual, "converged": residual <= tolerance}
