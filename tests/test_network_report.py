@@ -11,7 +11,7 @@ from torch import nn
 from modules import LIF, FeedbackSNN, SpikeStatistics, engines, synapses
 from tests.networks import sample_input, small
 from tests.processes import REPOSITORY, environment
-from utils import curves, energy, figures, measures, metrics, report
+from utils import curves, energy, figures, measures, metrics, pages, report
 
 PICTURES = ("rates", "raster", "potentials", "equilibrium", "gradient", "energy")
 
@@ -95,6 +95,11 @@ def test_a_network_that_does_not_settle_is_named(tmp_path) -> None:
     page = (tmp_path / "report.md").read_text()
     assert found["equilibrium"]["unsettled"] == [0] and "layer 0 does not settle" in page
     assert not found["gradient"]["converged"] and "the exact gradient did not converge" in page
+
+
+def test_numbers_are_written_out() -> None:
+    """Never as a power of ten, unless they are tiny."""
+    assert [pages.number(value) for value in (2e-5, 0.5, 999.4, 999.6)] == ["2.00e-05", "0.5", "999", "1,000"]
 
 
 def test_energy_by_hand() -> None:

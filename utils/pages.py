@@ -68,7 +68,7 @@ def number(value: float) -> str:
     """Three digits, and all of those before the point, as a person writes them."""
     if value and abs(value) < 1e-4:
         return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def _percent(share: float) -> str:
