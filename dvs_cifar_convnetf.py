@@ -29,7 +29,8 @@ AUGMENTATION = transforms.RandomCrop(48, padding=4)  # the same padding and crop
 
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument_group("event recordings").add_argument
-    add("--data-len", type=int, must=AT_LEAST_1, experiment=True, help="frames that a recording is split into")
+    add("--data-len", type=int, must=AT_LEAST_1, experiment=True,
+        help="frames that a recording is split into; the first --time_step of them are used")
     add("--frames", choices=tuple(TRANSFORMS), experiment=True,
         help="frame transform: as published, or the exact resize")
     add("--frames-path", type=path, metavar="DIR",
