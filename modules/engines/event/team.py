@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 # Turns of each thread between two meetings: enough for one to take over what another has no time for.
-TURNS = 8
+TURNS = 16
 
 Share = Callable[[Callable[[Any, range], None], list[range]], None]
 
