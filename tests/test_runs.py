@@ -447,6 +447,15 @@ def test_export(folder, capsys) -> None:
     assert "no state of SGD to go on from" in capsys.readouterr().out
 
 
+def test_an_export_replaces_nothing(folder) -> None:
+    """Neither the run's own checkpoint, with all that is needed to go on, nor a file of any other kind."""
+    before = contents(folder)
+    for name in before:
+        assert f"{folder / name} is there already" in sentence(
+            "--resume", folder / "checkpoint.pth.tar", "--export", folder / name)
+    assert contents(folder) == before
+
+
 def test_a_new_readout(folder, tmp_path, capsys) -> None:
     """Fine-tuning: the network of a file, a readout for other classes, and a run of its own from the start."""
     def build_model(args):

@@ -126,10 +126,13 @@ class Experiment:
         model = self.build_model(args)
         stored = load_network(model, found.contents, found.path)
         numbers = {name: stored[name] for name in ("epoch", "iteration", "best_acc") if name in stored}
-        with mistakes.about(Path(args.export).parent):
-            Path(args.export).parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.save({**network_state(model, args, args.manualSeed), **numbers}, Path(args.export))
-        say(f"{args.export} holds the {type(model).__name__} of {found.path}: use it with --resume")
+        target = Path(args.export)
+        with mistakes.about(target.parent):
+            if target.exists():  # it may be a run's checkpoint, the very one that is exported
+                raise UserError(f"{target} is there already, and --export replaces no file: name another, or delete it")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save({**network_state(model, args, args.manualSeed), **numbers}, target)
+        say(f"{target} holds the {type(model).__name__} of {found.path}: use it with --resume")
 
 
 def agreed(invocation: Invocation, world: World) -> Invocation:
