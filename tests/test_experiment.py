@@ -30,7 +30,7 @@ OLD = Path(__file__).parent / "golden" / "run_at_85cf78f.pth.tar"
 SHARED = {
     "path": "./data/raw", "workers": 4, "vth": 1.0, "vth_back": 0.5, "u_rest": None, "u_rest_back": None, "leaky": 1.0,
     "time_step": 30, "train_batch": 128, "test_batch": 200, "gamma": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-    "optimizer": "SGD", "start_epoch": None, "manualSeed": None, "checkpoint": None, "resume": "", "evaluate": False,
+    "optimizer": "SGD", "start_epoch": None, "manualSeed": None, "checkpoint": None, "resume": None, "evaluate": False,
     "gpu_id": "0", "method": "spide", "ide_tolerance": 1e-4, "ide_max_sweeps": 100, "engine": "auto",
     "precision": "tf32", "accumulate": 1, "max_iters": None, "test_limit": None, "save_every": None,
     "override": False, "deterministic": False, "dry_run": False,
@@ -296,6 +296,17 @@ def test_where_a_run_writes(monkeypatch) -> None:
                           (("-c", "x"), "checkpoints/x"), (("-c", "x/y"), "x/y"), (("-c", "./x"), "x"),
                           (("--resume", "auto"), "checkpoints/mine-noise")):
         assert small()._parse(flags).folder == Path(folder)
+    for flags in (("-c", "."), ("-c", "./"), ("-c", ".."), ("-c", "../"), ("-c", "checkpoints/")):
+        with pytest.raises(UserError, match=f"^-c {flags[1]} is no folder of one run's own"):
+            small()._parse(flags)
+
+
+@pytest.mark.parametrize("flag", ["-c", "--resume", "--export", "--path"])
+def test_a_path_that_is_empty(flag: str, capsys) -> None:
+    """A variable that a shell does not know is no wish to begin anew, to train, to write elsewhere."""
+    with pytest.raises(SystemExit, match="2"):
+        small().arguments([flag, ""])
+    assert "names no file or folder: it is empty" in capsys.readouterr().err
 
 
 def test_the_usual_drive_is_that_of_the_data_set() -> None:
@@ -323,6 +334,9 @@ def test_what_needs_no_override(tmp_path) -> None:
     for flags in (["--evaluate"], ["--export", "x"], ["--new-readout"]):
         with pytest.raises(UserError, match=f"^{flags[0]} needs a checkpoint"):
             small().arguments(flags)
+    for flag in ("--evaluate", "--report", "--dry-run", "--new-readout"):
+        with pytest.raises(UserError, match="goes with n"):
+            small().arguments(["--resume", str(file), "--export", "x", flag])
 
 
 # Devices, and where numbers come from

@@ -133,7 +133,7 @@ def test_files_of_other_programs(key, tmp_path) -> None:
 def test_the_newest_good_file(tmp_path) -> None:
     """The last one or, if that is damaged, the best one; an error where both are, and nothing where there is none."""
     last, best = tmp_path / checkpoint.LAST, tmp_path / checkpoint.BEST
-    assert checkpoint.find("auto", tmp_path) is None and checkpoint.find("", tmp_path) is None
+    assert checkpoint.find("auto", tmp_path) is None and checkpoint.find(None, tmp_path) is None
     for path in (last, best):
         torch.save({"state_dict": {"w": torch.ones(1)}}, path)
     for damaged, found in (([], last), ([last], best)):

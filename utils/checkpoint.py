@@ -66,8 +66,8 @@ def load(path: str | Path) -> Stored:
                     + (f"try {path.parent / other}" if other else "resume from another file"))
 
 
-def find(resume: str, folder: Path) -> Stored | None:
-    """The checkpoint that ``--resume`` means: a file, for 'auto' the newest good one in ``folder``, for '' none.
+def find(resume: str | None, folder: Path) -> Stored | None:
+    """The checkpoint that ``--resume`` means: a file, for 'auto' the newest good one in ``folder``, or none.
 
     The newest is the last one, or, if that is damaged, the best one; a UserError, if there is none that can be read.
     """

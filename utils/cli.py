@@ -102,6 +102,8 @@ class Parser(_Flags, argparse.ArgumentParser):
 
 def path(text: str) -> str:
     """Type of a flag that takes a file or folder; ``~`` is the user's home."""
+    if not text:  # as of a variable of a shell that is not set
+        raise argparse.ArgumentTypeError("names no file or folder: it is empty")
     return os.path.expanduser(text)
 
 
@@ -143,7 +145,7 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     once("-c", "--checkpoint", type=path,
          help="write to checkpoints/NAME, or to a path with a separator as it is (default: the folder of --resume, or "
               "SCRIPT-DATASET)")
-    once("--resume", type=path, metavar="FILE", default="",
+    once("--resume", type=path, metavar="FILE",
          help="go on from this checkpoint; 'auto' takes the newest good one of the run's folder, if any")
     once("--new-readout", action="store_true",
          help="begin a new run with the network of --resume and a readout that starts anew: to fine-tune, also on "
@@ -227,6 +229,8 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
         raise UserError("--new-readout begins a run, so it goes with neither --evaluate nor --export")
     if args.new_readout and args.resume == "auto":
         raise UserError("--new-readout needs the name of a file: --resume FILE")
+    if args.export and (args.evaluate or args.report or args.dry_run):
+        raise UserError("--export only writes a file, so it goes with none of --evaluate, --report and --dry-run")
     usual = {**defaults, **dataset_defaults[args.dataset]}
     return Invocation(args=args, folder=folder, stored=found, changes=changes,
                       seed=secrets.randbelow(2**31) if args.manualSeed is None else args.manualSeed,
@@ -256,10 +260,13 @@ def _given(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
 
 def _folder(args: argparse.Namespace) -> Path:
     """Where the run writes: what ``--checkpoint`` names, or else the folder of the file of ``--resume``."""
-    if args.resume not in ("", "auto") and args.checkpoint is None and not args.new_readout:
+    if args.resume not in (None, "auto") and args.checkpoint is None and not args.new_readout:
         return Path(args.resume).parent
     name = f"{script_name()}-{args.dataset}" if args.checkpoint is None else args.checkpoint
-    return Path(name) if Path(name).name != name else Path("checkpoints") / name
+    folder = Path(name) if Path(name).name != name else Path("checkpoints") / name
+    if args.checkpoint and os.path.normpath(folder) in (".", "..", "checkpoints"):
+        raise UserError(f"-c {args.checkpoint} is no folder of one run's own: name one within it")
+    return folder
 
 
 def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
