@@ -109,6 +109,26 @@ def test_an_older_file_sets_newer_ones_aside(folder, capsys) -> None:
     assert not (folder / "previous-2").exists()
 
 
+def test_the_best_on_a_few_samples_is_not_the_best_on_all(tmp_path, capsys) -> None:
+    """It goes aside, the next evaluation is the best; not where nothing is left to do, or the number is not known."""
+    limited = ("-c", tmp_path, "--epochs", 1, "--lr", 1e-9)
+    train(*limited, "--test-limit", 2)
+    stored_best = {**stored(tmp_path), "best_acc": 100.0}
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        torch.save(stored_best, tmp_path / name)
+    train(*limited, "--resume", "auto")
+    assert stored(tmp_path)["best_acc"] == 100 and not (tmp_path / "previous-1").exists()
+    train(*limited, "--resume", "auto", "--epochs", 2)
+    assert "the best network so far is of 2 test samples" in capsys.readouterr().out
+    assert stored(tmp_path / "previous-1", checkpoint.BEST)["best_acc"] == 100
+    best = stored(tmp_path, checkpoint.BEST)
+    assert (best["epoch"], best["best_of"]) == (2, 24) and best["best_acc"] == stored(tmp_path)["best_acc"] < 100
+    old = {name: value for name, value in stored(tmp_path).items() if name != "best_of"} | {"best_acc": 99.0}
+    torch.save(old, tmp_path / checkpoint.LAST)
+    train(*limited, "--resume", "auto", "--epochs", 3, "--test-limit", 2)
+    assert stored(tmp_path)["best_acc"] == 99 and stored(tmp_path)["best_of"] == 0
+
+
 def test_restarting_at_an_epoch_loses_nothing(folder) -> None:
     """``--start-epoch`` throws back as an older file does."""
     last = contents(folder)

@@ -26,6 +26,9 @@ def arrange(run: Run, found: Stored | None) -> None:
         raise UserError(f"{found.path} was replaced while this run was starting, by another that has ended now: "
                         "start again")
     remove_leftovers(folder)
+    if outdated := run.outdated:
+        say(f"note: the best network so far is of {state.best_of} test samples: the next evaluation counts as the best")
+        state.best_acc, state.best_of = RunState.best_acc, RunState.best_of
     if found is None:
         _set_aside(folder, "of an earlier run", shutil.move)
     elif found.path.parent.resolve() != folder.resolve():
@@ -34,6 +37,8 @@ def arrange(run: Run, found: Stored | None) -> None:
     elif _is_later(folder, found, state):
         _restore(run, _set_aside(folder, f"later than iteration {state.iteration}", shutil.copy2))
     else:
+        if outdated:
+            _set_aside(folder, "with that network", shutil.copy2)
         metrics.cut(folder, folder, iteration=state.iteration, evaluated=state.evaluated)
 
 

@@ -35,6 +35,7 @@ class RunState:
     iteration: int = 0  # iterations done since the start of the run
     evaluated: bool = True  # whether the network was evaluated since the last iteration
     best_acc: float = -1.0  # top-1 of the best evaluation, in percent; below any before the first
+    best_of: int = 0  # test samples of that evaluation, 0 where that is not known
     meters: Meters = field(default_factory=Meters)  # over the running epoch
     window: Meters = field(default_factory=Meters)  # since the last row of metrics.jsonl
     history: list[list[float]] = field(default_factory=list)  # a row of log.txt per finished epoch
@@ -47,7 +48,7 @@ class RunState:
     @classmethod
     def from_state_dict(cls, stored: Mapping[str, Any], device: torch.device) -> "RunState":
         """The state that :meth:`state_dict` returned; an epoch alone, as in a published checkpoint, will do."""
-        kinds = {"epoch": int, "batch": int, "iteration": int, "evaluated": bool, "best_acc": float,
+        kinds = {"epoch": int, "batch": int, "iteration": int, "evaluated": bool, "best_acc": float, "best_of": int,
                  "meters": partial(Meters, device=device), "window": partial(Meters, device=device),
                  "history": lambda rows: list(map(list, rows)), "warned": list}
         return cls(**{name: kind(stored[name]) for name, kind in kinds.items() if name in stored})
@@ -83,6 +84,12 @@ class Run:
         """Whether all epochs, or the iterations that were asked for, are done."""
         limit = self.args.max_iters
         return self.state.epoch >= self.args.epochs or (limit is not None and self.state.iteration >= limit)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether evaluations are to come on another number of test samples than that of the best one so far."""
+        done = self.trained and self.state.evaluated
+        return not done and self.state.best_of not in (0, len(self.test_loader.dataset))
 
     def require_finite(self) -> None:
         """Raise UserError if a number has ceased to be finite (this waits for the device)."""
@@ -171,7 +178,7 @@ class Run:
         """Go to the beginning of an epoch, from 0; what is known of those before it stays."""
         state = self.state
         self.state = RunState(epoch=epoch, iteration=epoch * len(self.train_loader), best_acc=state.best_acc,
-                              history=state.history[:epoch], warned=state.warned)
+                              best_of=state.best_of, history=state.history[:epoch], warned=state.warned)
 
 
 @contextmanager

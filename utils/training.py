@@ -65,8 +65,9 @@ def finish_epoch(run: Run, train: dict[str, Any], test: dict[str, Any]) -> None:
                              train["forward_rate"], backward, test["forward_rate"]]]
     if state.batch == len(run.train_loader):
         state.epoch, state.batch, state.meters, state.history = state.epoch + 1, 0, Meters(), rows
-    best = test["top1"] > state.best_acc
-    state.best_acc, state.evaluated = max(test["top1"], state.best_acc), True
+    if best := test["top1"] > state.best_acc:
+        state.best_acc, state.best_of = test["top1"], len(run.test_loader.dataset)
+    state.evaluated = True
     run.save(best=best, rows=rows)
     say("\n".join(lines))  # last, so that nothing about a terminal decides what is kept
 
