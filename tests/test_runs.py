@@ -373,6 +373,16 @@ def test_metrics_of_ide(tmp_path) -> None:
     assert math.isnan(logs.read_log(tmp_path)[0][6]) and (tmp_path / "log.png").stat().st_size > 1000
 
 
+def test_another_method_within_an_epoch(tmp_path, capsys) -> None:
+    """Each has quantities of its own, whose means begin with it."""
+    train("-c", tmp_path, "--max-iters", 1, "--log-every", 2)
+    for method, count in (("ide", 2), ("spide", 3)):
+        train("-c", tmp_path, "--resume", "auto", "--method", method, "--override", "--max-iters", count)
+        assert "means over the running epoch begin anew" in capsys.readouterr().out
+    rows = [row for row in metrics.read(tmp_path) if row["phase"] == "train"]
+    assert ["sweeps" in row for row in rows] == [True] and "backward_rates" not in rows[0]
+
+
 def test_metrics_change_no_bit(tmp_path) -> None:
     for every in (0, 1, 4):
         train("-c", tmp_path / str(every), "--log-every", every)

@@ -22,12 +22,12 @@ class Meters:
         return meters
 
     def __iadd__(self, other: "Meters") -> "Meters":
-        """Add the sums of others; either may have none."""
-        if self.sums and other.sums:
+        """Add the sums of others; either may have none, and where others hold other quantities they begin anew."""
+        if self.sums and self.sums.keys() == other.sums.keys():
             totals = torch._foreach_add(list(self.sums.values()), [other.sums[name] for name in self.sums])
             self.sums = dict(zip(self.sums, totals))
         else:
-            self.sums = self.sums or other.sums
+            self.sums = other.sums or self.sums
         self.neurons = other.neurons or self.neurons
         return self
 

@@ -169,6 +169,9 @@ class Run:
         # Where the batch size has changed, the running epoch goes on at the same sample.
         batch = state.batch * int(arguments.get("train_batch", args.train_batch)) // args.train_batch
         state.batch = min(batch, batches)
+        method = vars(args).get("method")  # a script may have no such flag
+        if state.meters.sums and arguments.get("method", method) != method and not args.evaluate:
+            say("note: with another --method the means over the running epoch begin anew")
         if not self.world.leads:
             state.meters, state.window = Meters(), Meters()  # the stored sums are over all processes
         if "random_state" in stored:
