@@ -1,4 +1,5 @@
 """What a run keeps, refuses and says: its folder, numbers that are not finite, metrics, exports, other wrappers."""
+import errno
 import json
 import math
 import os
@@ -181,6 +182,28 @@ def test_a_report_is_written_to_a_folder_that_is_held(folder, monkeypatch) -> No
     with FolderLock(folder, wait=False):
         assert f"{folder} is in use" in sentence("--resume", last, "--evaluate", "--report")
     assert len(written) == 2
+
+
+def test_a_disk_that_is_full_when_a_run_starts(folder, monkeypatch) -> None:
+    """One sentence, and no part of a file under a name that looks good."""
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as of write and fsync, which name no file
+
+    before, last = contents(folder), folder / "checkpoint.pth.tar"
+    monkeypatch.setattr(os, "fsync", full)
+    for flags in (("-c", folder / "new"), ("--resume", last), ("--resume", folder / "early.pth.tar"),
+                  ("--resume", last, "--export", folder / "network.pth.tar"), ("--resume", last, "-c", folder / "new")):
+        assert "cannot be used (No space left on device)" in sentence(*flags)
+    assert contents(folder) == before and not contents(folder / "previous-1") and not contents(folder / "new")
+
+
+def test_files_of_a_run_that_are_something_else(folder) -> None:
+    last = folder / "checkpoint.pth.tar"
+    for name, make, flags in (("report", Path.touch, ("--evaluate", "--report")), ("metrics.jsonl", Path.mkdir, ()),
+                              ("log.txt", Path.mkdir, ())):
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+        assert f"{folder / name} cannot be used" in sentence("--resume", last, *flags)
 
 
 # Numbers that are not finite

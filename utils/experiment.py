@@ -96,10 +96,12 @@ class Experiment:
         model = self.build_model(args).to(device)
         require_network(model)
         run = Run(args, invocation.folder, seed, device, model, make_optimizer(model, args), *loaders, world=world)
+        places = [run.folder, *([found.path.parent] if found else [])]
         if args.new_readout:
             load_network(model, found.contents, found.path, new_readout=True)
         elif found:
-            run.resume(found)
+            with mistakes.about(*places):
+                run.resume(found)
         if args.start_epoch is not None:
             run.start_at(args.start_epoch)
         say(summary(run, invocation))
@@ -114,12 +116,14 @@ class Experiment:
                 say(f"test: {describe(training.evaluate(run))}")
             else:
                 if writes:
-                    folder.arrange(run, None if args.new_readout else found)
-                    provenance.record(run.folder, args, seed=seed, device=device_name(device),
-                                      iterations_per_epoch=len(run.train_loader))
+                    with mistakes.about(*places):
+                        folder.arrange(run, None if args.new_readout else found)
+                        provenance.record(run.folder, args, seed=seed, device=device_name(device),
+                                          iterations_per_epoch=len(run.train_loader))
                 training.fit(run)
             if writes and args.report:
-                write_report(run)
+                with mistakes.about(run.folder):
+                    write_report(run)
 
     def _export(self, args: Arguments, found: Stored) -> None:
         """Write the network of a checkpoint to the file that ``--export`` names."""

@@ -32,13 +32,13 @@ def arrange(run: Run, found: Stored | None) -> None:
     if found is None:
         _set_aside(folder, "of an earlier run", shutil.move)
     elif found.path.parent.resolve() != folder.resolve():
-        _set_aside(folder, "of another run", shutil.copy2)
+        _set_aside(folder, "of another run", _copy)
         _restore(run, found.path.parent)
     elif _is_later(folder, found, state):
-        _restore(run, _set_aside(folder, f"later than iteration {state.iteration}", shutil.copy2))
+        _restore(run, _set_aside(folder, f"later than iteration {state.iteration}", _copy))
     else:
         if outdated:
-            _set_aside(folder, "with that network", shutil.copy2)
+            _set_aside(folder, "with that network", _copy)
         metrics.cut(folder, folder, iteration=state.iteration, evaluated=state.evaluated)
 
 
@@ -64,6 +64,12 @@ def _set_aside(folder: Path, kind: str, take: Callable[[Path, Path], object]) ->
             take(file, target / file.name)
         say(f"files in {folder} {kind} are kept in {target}")
     return target
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a file, never a part of it."""
+    write_atomically(target, file.read_bytes())
+    shutil.copystat(file, target)
 
 
 def _restore(run: Run, source: Path) -> None:

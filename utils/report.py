@@ -47,6 +47,7 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
     if not len(inputs) or samples < 1:
         raise ValueError("a report needs at least one sample")
     network, folder, batch = networks[0], Path(folder), batch or len(inputs)
+    folder.mkdir(parents=True, exist_ok=True)
     others = [m for m in {*model.modules()} - {*network.modules()}
               if list(m.parameters(recurse=False)) and not isinstance(m, nn.Linear)]
     device = next((p.device for p in model.parameters()), inputs.device)
@@ -94,7 +95,6 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
             "energy": {"inference": machine.compare(energy.inference(evaluated, inference.readout), evaluated),
                        "training": machine.compare(works, backward), "memories": machine.memories,
                        "bits": machine.bits, "constants": energy.CONSTANTS, "source": energy.SOURCE}}
-        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.of_report(results, recording, network).items():
             figures.save(figure, folder / f"{name}.png")
         write_atomically(folder / "report.json", (json.dumps(results, indent=1) + "\n").encode())
