@@ -3,6 +3,7 @@
 The environment variable ``MUTATIONS`` sets the number of damaged files, 200 unless given.
 """
 import collections
+import errno
 import os
 import random
 import runpy
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from tests.processes import BRIEF, REPOSITORY, equal, run
+from tests.test_experiment import raising
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -128,6 +130,18 @@ def test_files_of_other_programs(key, tmp_path) -> None:
         torch.save({key: {"w": torch.ones(1)}, "best_acc": kind(50)}, tmp_path / "file")
         found = checkpoint.load(tmp_path / "file").contents
         assert equal(found["state_dict"], {"w": torch.ones(1)}) and found["best_acc"] == 50
+
+
+def test_files_that_cannot_be_looked_at(tmp_path, monkeypatch) -> None:
+    """A name that is too long, a folder or a file without permission: not damaged, and no traceback."""
+    with pytest.raises(UserError, match="cannot be read .File name too long"):
+        checkpoint.load("x" * 300)
+    (tmp_path / checkpoint.LAST).touch()
+    for call in ("stat", "open"):
+        with monkeypatch.context() as patched:  # as root may read everything
+            patched.setattr(Path, call, raising(PermissionError(errno.EACCES, "Permission denied")))
+            with pytest.raises(UserError, match=f"{checkpoint.LAST} cannot be read .Permission denied"):
+                checkpoint.find("auto", tmp_path)
 
 
 def test_the_newest_good_file(tmp_path) -> None:

@@ -3,6 +3,7 @@
 A checkpoint is a dictionary of tensors, numbers, strings and plain containers, so it loads with ``weights_only=True``.
 """
 import io
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -50,9 +51,13 @@ def save(checkpoint: Mapping[str, Any], *paths: Path) -> None:
 def load(path: str | Path) -> Stored:
     """Read a checkpoint without running anything in it; a UserError, if it is absent, damaged or no checkpoint."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}: check the name given to --resume")
-    stamp = _stamp(path)
+    try:
+        if not path.is_file():
+            raise UserError(f"there is no checkpoint {path}: check the name given to --resume")
+        path.open("rb").close()
+        stamp = _stamp(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): see to it, or resume from another file") from error
     try:
         return Stored(path, _read(path), stamp)
     except UserError as error:
@@ -74,7 +79,7 @@ def find(resume: str | None, folder: Path) -> Stored | None:
     if resume != "auto":
         return load(resume) if resume else None
     faults = []
-    for path in filter(Path.exists, (folder / LAST, folder / BEST)):
+    for path in filter(os.path.exists, (folder / LAST, folder / BEST)):
         try:
             found = load(path)
         except UserError as error:
