@@ -102,6 +102,22 @@ def test_numbers_are_written_out() -> None:
     assert [pages.number(value) for value in (2e-5, 0.5, 999.4, 999.6)] == ["2.00e-05", "0.5", "999", "1,000"]
 
 
+def test_a_network_that_never_fires(tmp_path, capsys, monkeypatch) -> None:
+    """It is what one asks a report about: a page with its pictures or, where those cannot be drawn, the page alone."""
+    model, x, y = made("lenet")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    report.write(model, x, y, tmp_path / "whole")
+    assert "warning" not in capsys.readouterr().out
+    assert all((tmp_path / "whole" / f"{picture}.png").exists() for picture in PICTURES)
+    monkeypatch.setattr(figures, "of_report", lambda *_: 1 / 0)
+    found = report.write(model, x, y, tmp_path / "page")
+    assert "page could not be drawn (ZeroDivisionError" in capsys.readouterr().out
+    assert json.loads((tmp_path / "page" / "report.json").read_text()) == found
+    assert (tmp_path / "page" / "report.md").exists()
+
+
 def test_energy_by_hand() -> None:
     """A network whose numbers can be checked on paper: 100 weights and 100 units in 8 KB, so 5 pJ for each number."""
     machine = energy.Machine(weights=100, units=100, time_step=30)

@@ -45,7 +45,12 @@ def style(place: int, count: int) -> dict[str, Any]:
 
 
 def draw_lines(axes: Any, x: Sequence[float], lines: Mapping[str, Sequence[float | None]], **labels: Any) -> None:
-    """Lines by name over ``x``, with gaps where there is no value or, on a logarithmic axis, where it is 0."""
+    """Lines by name over ``x``, with gaps where there is no value or, on a logarithmic axis, where it is 0.
+
+    Where no value could stand on a logarithmic axis, it is linear.
+    """
+    if not any(value and value > 0 for y in lines.values() for value in y):
+        labels["yscale"] = "linear"
     for place, (name, y) in enumerate(lines.items()):
         drawn = [value or None for value in y] if labels.get("yscale") == "log" else y
         axes.plot(x, drawn, label=name, markevery=max(1, len(x) // 30), **style(place, len(lines)))

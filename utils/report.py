@@ -95,10 +95,13 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
             "energy": {"inference": machine.compare(energy.inference(evaluated, inference.readout), evaluated),
                        "training": machine.compare(works, backward), "memories": machine.memories,
                        "bits": machine.bits, "constants": energy.CONSTANTS, "source": energy.SOURCE}}
-        for name, figure in figures.of_report(results, recording, network).items():
-            figures.save(figure, folder / f"{name}.png")
         write_atomically(folder / "report.json", (json.dumps(results, indent=1) + "\n").encode())
         write_atomically(folder / "report.md", pages.page(results).encode())
+        try:
+            for name, figure in figures.of_report(results, recording, network).items():
+                figures.save(figure, folder / f"{name}.png")
+        except Exception as error:  # of matplotlib and all that it depends on, which may raise anything
+            say(f"warning: pictures of {folder} could not be drawn ({type(error).__name__}: {error})")
         next(stages, None)
     say(f"report: {folder / 'report.md'}")
     return results
