@@ -108,8 +108,9 @@ def test_code_never_runs(trained, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("name, value", [
     ("state_dict", {}), ("state_dict", {"classifier.weight": 3}), ("optimizer", {"state": 1}), ("optimizer", [1]),
-    ("epoch", "three"), ("epoch", None), ("batch", [1]), ("iteration", {}), ("history", 5), ("history", [1, 2]),
-    ("meters", {"sums": 3}), ("meters", [4]), ("random_state", {}), ("random_state", {"python": [1]}),
+    ("epoch", "three"), ("epoch", None), ("batch", [1]), ("batch", -1), ("iteration", {}), ("iteration", -5),
+    ("history", 5), ("history", [1, 2]), ("meters", {"sums": 3}), ("meters", [4]), ("random_state", {}),
+    ("random_state", {"python": [1]}),
     ("random_state", 3), ("network", 7), ("network", {"name": 1, "num_classes": "x"}),
     ("arguments", {"epochs": "many"}), ("arguments", {"leaky": [1]}), ("arguments", {"dataset": "photos"}),
     ("arguments", {"schedule": 3}),
@@ -121,6 +122,14 @@ def test_contents_of_wrong_kind(trained, tmp_path, monkeypatch, name, value) -> 
     torch.save({**checkpoint.load(trained).contents, name: value}, path)
     sentence = resume(path, monkeypatch)
     assert sentence is not None or name == "evaluated"
+
+
+def test_optimizer_of_another_shape(trained, tmp_path, monkeypatch) -> None:
+    """It is refused when it is read, not at the first step."""
+    contents = checkpoint.load(trained).contents
+    contents["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
+    torch.save(contents, tmp_path / "file")
+    assert "the optimizer's state has another shape than the weights" in resume(tmp_path / "file", monkeypatch)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])

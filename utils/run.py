@@ -48,10 +48,17 @@ class RunState:
     @classmethod
     def from_state_dict(cls, stored: Mapping[str, Any], device: torch.device) -> "RunState":
         """The state that :meth:`state_dict` returned; an epoch alone, as in a published checkpoint, will do."""
-        kinds = {"epoch": int, "batch": int, "iteration": int, "evaluated": bool, "best_acc": float, "best_of": int,
-                 "meters": partial(Meters, device=device), "window": partial(Meters, device=device),
+        kinds = {"epoch": _count, "batch": _count, "iteration": _count, "best_of": _count, "evaluated": bool,
+                 "best_acc": float, "meters": partial(Meters, device=device), "window": partial(Meters, device=device),
                  "history": lambda rows: list(map(list, rows)), "warned": list}
         return cls(**{name: kind(stored[name]) for name, kind in kinds.items() if name in stored})
+
+
+def _count(stored: Any) -> int:
+    """A stored number of things; ValueError for one that is negative."""
+    if (number := int(stored)) < 0:
+        raise ValueError(f"{number} is negative")
+    return number
 
 
 @dataclass
@@ -159,6 +166,9 @@ class Run:
             groups = [{**ours, "params": group["params"], "lr": group["lr"]}
                       for ours, group in zip(own, theirs["param_groups"], strict=True)]
             self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": groups})
+            if any(torch.is_tensor(value) and value.shape not in (parameter.shape, ())
+                   for parameter, values in self.optimizer.state.items() for value in values.values()):
+                raise ValueError("the optimizer's state has another shape than the weights")
         elif not args.evaluate:
             say(f"note: there is no state of {args.optimizer} to go on from, so it starts anew")
         state = self.state = RunState.from_state_dict(stored, self.device)
