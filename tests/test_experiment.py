@@ -114,6 +114,18 @@ def test_flags_of_a_script(tmp_path, capsys) -> None:
     assert torch.load(file, weights_only=True)["iteration"] == 3
 
 
+def test_a_default_that_was_edited_since(tmp_path, capsys) -> None:
+    """The checkpoint's value counts, and a line says so; not of a default that was no other when the run began."""
+    defaults = {**small().defaults, "lr": 0.01}
+    small().main(["-c", str(tmp_path), "--max-iters", "1", "--train-batch", "6"])
+    for experiment, flags, words in (
+            (small(defaults=defaults), [], ["--lr is now 0.01, but the checkpoint's 0.1 counts"]),
+            (small(defaults=defaults), ["--lr", "0.1"], []), (small(), [], [])):
+        experiment.main(["-c", str(tmp_path), "--resume", "auto", "--dry-run", *flags])
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed: ")]
+        assert said == [f"changed: the script's default of {own}" for own in words]
+
+
 def test_abbreviated_dataset_has_its_defaults() -> None:
     """argparse completes ``--datas``; the defaults that depend on it follow."""
     assert small().arguments(["--datas", "louder"]).noise_level == 2.0

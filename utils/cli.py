@@ -177,7 +177,8 @@ class Invocation:
     seed: int  # the user's, or one that was drawn
     usual_drive: float  # the experiment's own scale_factor / train_batch
     stored: Stored | None = field(default=None, repr=False)  # the checkpoint to go on from
-    changes: tuple[str, ...] = ()  # sentences on stored arguments that the command line changes
+    changes: tuple[str, ...] = ()  # sentences on stored arguments that the command line, or the script, changes
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of the script, for the data set
 
 
 def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
@@ -232,7 +233,14 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     if args.export and (args.evaluate or args.report or args.dry_run):
         raise UserError("--export only writes a file, so it goes with none of --evaluate, --report and --dry-run")
     usual = {**defaults, **dataset_defaults[args.dataset]}
+    before = found.contents.get("defaults") if found else None
+    if isinstance(before, dict):  # whoever edited a default may expect it to count
+        edited = [name for name in sorted(usual.keys() & kept.keys() - given.keys())
+                  if _show(before.get(name)) != _show(usual[name]) and kept[name] != usual[name]]
+        changes += tuple(f"the script's default of {parser.spelling(name)} is now {_show(usual[name])}, but the "
+                         f"checkpoint's {_show(kept[name])} counts" for name in edited)
     return Invocation(args=args, folder=folder, stored=found, changes=changes,
+                      defaults={name: value for name, value in usual.items() if _plain(value)},
                       seed=secrets.randbelow(2**31) if args.manualSeed is None else args.manualSeed,
                       usual_drive=usual["scale_factor"] / usual["train_batch"])
 

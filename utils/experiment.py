@@ -95,7 +95,8 @@ class Experiment:
             loaders = self.loaders(args, seed=seed, pin_memory=device.type == "cuda", rank=world.rank, ranks=world.size)
         model = self.build_model(args).to(device)
         require_network(model)
-        run = Run(args, invocation.folder, seed, device, model, make_optimizer(model, args), *loaders, world=world)
+        run = Run(args, invocation.folder, seed, device, model, make_optimizer(model, args), *loaders, world=world,
+                  defaults=invocation.defaults)
         places = [run.folder, *([found.path.parent] if found else [])]
         if args.new_readout:
             load_network(model, found.contents, found.path, new_readout=True)

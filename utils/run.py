@@ -76,6 +76,7 @@ class Run:
     state: RunState = field(default_factory=RunState)
     signals: Signals = field(default_factory=Signals)
     world: World = field(default_factory=World)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of the script, see :class:`utils.cli.Invocation`
     saved: bool = True  # whether the last attempt to write a checkpoint succeeded
 
     def __post_init__(self) -> None:
@@ -154,7 +155,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds, with the sums of this process."""
         return {**network_state(self.model, self.args, self.seed), "optimizer": self.optimizer.state_dict(),
-                **self.state.state_dict(), "random_state": random_state()}
+                **self.state.state_dict(), "random_state": random_state(), "defaults": dict(self.defaults)}
 
     def load_state_dict(self, stored: Mapping[str, Any], folder: Path) -> None:
         """Take over all but the network, whatever is there; a published checkpoint has its history in the log in
