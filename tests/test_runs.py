@@ -500,8 +500,10 @@ def test_export(folder, capsys) -> None:
     assert "no state of SGD to go on from" in capsys.readouterr().out
 
 
-def test_an_export_replaces_nothing(folder) -> None:
+def test_an_export_replaces_nothing_but_exports(folder, tmp_path) -> None:
     """Neither the run's own checkpoint, with all that is needed to go on, nor a file of any other kind."""
+    for name in ("model_best.pth.tar", "checkpoint.pth.tar"):
+        train("--resume", folder / name, "--export", tmp_path / "network.pth.tar")
     before = contents(folder)
     for name in before:
         assert f"{folder / name} is there already" in sentence(

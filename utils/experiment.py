@@ -133,11 +133,19 @@ class Experiment:
         numbers = {name: stored[name] for name in ("epoch", "iteration", "best_acc") if name in stored}
         target = Path(args.export)
         with mistakes.about(target.parent):
-            if target.exists():  # it may be a run's checkpoint, the very one that is exported
-                raise UserError(f"{target} is there already, and --export replaces no file: name another, or delete it")
+            if target.exists() and not _is_export(target):  # such as the checkpoint of a run, even of this one
+                raise UserError(f"{target} is there already, and is no network that --export wrote: name another file")
             target.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.save({**network_state(model, args, args.manualSeed), **numbers}, target)
         say(f"{target} holds the {type(model).__name__} of {found.path}: use it with --resume")
+
+
+def _is_export(file: Path) -> bool:
+    """Whether a file holds a network, and no more that a run would miss."""
+    try:
+        return "optimizer" not in checkpoint.load(file).contents
+    except UserError:
+        return False
 
 
 def agreed(invocation: Invocation, world: World) -> Invocation:
