@@ -7,21 +7,21 @@ from modules.engines.routes import Route
 
 # Nanoseconds of one thread on a Zen 4, fitted to single layers; only their ratios count. For each value of a gathered
 # row of weights, by the bytes of all rows, as these fit in the third cache or not; for a multiplication in a product of
-# whole tensors; and for what such a product costs besides, by unit of source and target.
+# whole tensors; and for what such a product costs besides, by unit of source and target, where it is of a single step.
 GATHERED = ((2**24, 0.05), (float("inf"), 0.07))
 MULTIPLIED, MOVED = 0.017, 2.0
 # Samples that take a step together where they share something: rows of weights in the second cache, or a product.
 TOGETHER = 16
 
 
-def break_even(route: Route) -> float:
+def break_even(route: Route, moved: float = MOVED) -> float:
     """Spikes in a step of one sample from which on a dense product costs less than the gathering of rows."""
     if route.weight is None or not route.multiplications:
         return float("inf")
     size = route.weight.numel() * route.weight.element_size()
     units = torch.Size(route.source).numel() + torch.Size(route.target).numel()
     value = next(cost for limit, cost in GATHERED if size <= limit)
-    return (route.multiplications * MULTIPLIED + units * MOVED) / (reached(route) * value)
+    return (route.multiplications * MULTIPLIED + units * moved) / (reached(route) * value)
 
 
 def reached(route: Route) -> float:

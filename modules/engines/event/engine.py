@@ -130,7 +130,7 @@ class Chain(Course):
 
     def go(self, share: Share, steps: range, current: Tensor) -> None:
         """As :meth:`Loop.go`."""
-        limits = np.array([np.inf if route is None else costs.break_even(route) for route in self.ring.routes])
+        limits = np.array([np.inf if route is None else costs.break_even(route, moved=0) for route in self.ring.routes])
         share(partial(self._advance, steps=steps, current=current, limits=limits), chunks(self.plan.batch, 1))
 
     def _advance(self, own: layout.Desk, samples: range, *, steps: range, current: Tensor, limits: np.ndarray) -> None:
