@@ -81,7 +81,7 @@ def results(folders: Sequence[Path]) -> str:
     return table(["command", "seeds", "epochs", "last test accuracy (%)", "best",
                   "seconds an epoch: an iteration's median times its iterations", "on"],
                  [[f"`{name}`", _each(own, "seed"), _each(own, "epochs"), _spread(own, "last"), _spread(own, "best"),
-                   _spread(own, "time"), _each(own, "how")] for name, own in runs.items()])
+                   _spread(own, "time"), _each(own, "how")] for name, own in sorted(runs.items())])
 
 
 def _run(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -156,7 +156,7 @@ def test_products_between_the_turns_of_a_chain(event_input: bool, leak: float, m
 
     to_layer = event.to_layer
     monkeypatch.setattr(event, "to_layer", counted)
-    monkeypatch.setattr(costs, "break_even", lambda route: 0.1 * torch.Size(route.source).numel())
+    monkeypatch.setattr(costs, "break_even", lambda route, moved=0: 0.1 * torch.Size(route.source).numel())
     torch.manual_seed(9)
     steps = (70, 40) if leak == 1 else (13, 9)
     network = on_grid(FeedbackSNN(

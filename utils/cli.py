@@ -4,6 +4,7 @@ A value is settled in this order, the later the stronger: the flag's own default
 for the chosen data set, the arguments stored in the checkpoint of ``--resume``, the flags on the command line.
 """
 import argparse
+import math
 import os
 import secrets
 import sys
@@ -23,8 +24,9 @@ FROM_SCRIPT = object()  # the default of a flag whose value a script has to name
 Rule = tuple[str, Callable[[Any], bool]]
 AT_LEAST_1: Rule = "be at least 1 and below 2^31, not", lambda value: 1 <= value < 2**31
 AT_LEAST_0: Rule = "not be negative, nor above 2^31, but is", lambda value: 0 <= value < 2**31
-# Of floats, what float32 holds: anything else would be another value in a tensor.
+# Of floats, what float32 holds: an optimizer takes no others.
 POSITIVE: Rule = "be a positive number in float32, not", lambda value: 1e-38 < value < 3e38
+FINITE: Rule = "be a positive number, not", lambda value: 0 < value < math.inf
 NOT_NEGATIVE: Rule = "be a number that is not negative, in float32, not", lambda value: 0 <= value < 3e38
 INCREASING: Rule = "list increasing epochs, not", lambda value: value == sorted({n for n in value if n > 0})
 SEED: Rule = "lie between 0 and 2^63 - 1, not", lambda value: 0 <= value < 2**63
@@ -138,7 +140,7 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     add("--gamma", type=float, must=POSITIVE, default=0.1, help="factor by which it falls there")
     add("--momentum", type=float, must=NOT_NEGATIVE, default=0.9, help="momentum of SGD")
     add("--weight-decay", "--wd", type=float, must=NOT_NEGATIVE, default=5e-4, help="weight decay, not scaled")
-    add("--scale_factor", type=float, must=POSITIVE, default=FROM_SCRIPT, experiment=True,
+    add("--scale_factor", type=float, must=FINITE, default=FROM_SCRIPT, experiment=True,
         help="the loss is multiplied and the learning rate divided by this: it drives the spiking backward network")
 
     add, once = group("run")
