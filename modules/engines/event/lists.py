@@ -1,9 +1,8 @@
 """What reaches a target pixel in a step: lists of spikes, and the sum of the rows of weights that they name.
 
 Spikes of an image row lie behind one another, from left to right, as numbers of weight rows (see
-:mod:`modules.engines.routes`), with a last bit that says whether a spike is negative. For each column it is known how
-many came before it. So what one row of a window adds to a target pixel is one range of one list, whatever kernel,
-stride or direction.
+:mod:`modules.engines.routes`) with a last bit for the sign. For each column it is known how many came before it, so
+what a row of a window adds to a target pixel is one range of one list, whatever kernel, stride or direction.
 """
 from typing import NamedTuple
 
