@@ -12,6 +12,8 @@ from modules.engines.dense import DENSE
 from modules.synapses import Synapse
 from tests.oracle import exact_gradients
 
+pytestmark = pytest.mark.filterwarnings("ignore:the event engine leaves this network to the dense engine")
+
 
 class _Gained(Synapse):
     """With a weight and a gain."""
