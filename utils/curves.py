@@ -26,9 +26,12 @@ def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
                            label=f"{name}, {phase}")
         for panel, kind in zip(axes[1 + number], RATES):
             x, rates = _points(phases["train"], place, kind)
-            figures.draw_lines(panel, x, figures.by_layer(list(zip(*rates))), yscale="log" if rates else "linear",
-                               title=f"{name}: {RATES[kind]}", ylabel="spikes per unit and step, if any")
-        for panel in [panel for panel in axes[1 + number] if panel.lines][-1:]:  # IDE has no backward rates
+            if rates:
+                figures.draw_lines(panel, x, figures.by_layer(list(zip(*rates))), yscale="log",
+                                   title=f"{name}: {RATES[kind]}", ylabel="spikes per unit and step, if any")
+            else:  # IDE has no backward rates
+                panel.set_axis_off()
+        for panel in [panel for panel in axes[1 + number] if panel.lines][-1:]:
             figures.explain(panel)
     axes[0, 0].set(title="Loss", ylabel="loss")
     axes[0, 1].set(title="Accuracy", ylabel="top-1 accuracy (%)")
