@@ -432,6 +432,18 @@ def test_rows_are_neither_double_nor_torn(tmp_path) -> None:
     assert [list(row.items()) for row in found] == [list(row.items()) for row in without_seconds(whole)]
 
 
+def test_lines_that_are_no_rows_do_not_stop_a_run(tmp_path, capsys) -> None:
+    """They are left out with a warning, and nothing that comes after them; rows of one's own stay."""
+    train("-c", tmp_path, "--log-every", 1, "--max-iters", 4)
+    file = tmp_path / "metrics.jsonl"
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    own = b'{"iteration": 1, "phase": "mine", "own": 3}\n'
+    file.write_bytes(first + own + first[:30] + b"\n" + b"".join(others))
+    train("-c", tmp_path, "--log-every", 1, "--resume", "auto")
+    assert f"warning: {file}, line 3, is no row of metrics, and is left out" in capsys.readouterr().out
+    assert file.read_bytes().startswith(first + own + b"".join(others))
+
+
 def test_rows_that_cannot_be_written(tmp_path, monkeypatch, capsys) -> None:
     """A warning; they are written whole once that is possible."""
     append, fail = metrics.append, [True, True, False]

@@ -14,6 +14,7 @@ import torch
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.meters import Meters
+from utils.progress import say
 
 NAME = "metrics.jsonl"
 NUMBERS = {"train": ("iteration", "loss", "top1", "seconds"), "test": ("iteration", "loss", "top1")}  # of every row
@@ -37,13 +38,15 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) ->
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the file in a folder, none without a file; a UserError for a line that is none.
+    """The rows of the file in a folder, none without a file; a UserError for a line that is none."""
+    return [_row(line, place) for place, line in _lines(folder)]
 
-    What follows the last newline was torn, or is still being written.
-    """
+
+def _lines(folder: Path) -> list[tuple[str, bytes]]:
+    """The lines of the file, each with a name; what follows the last newline was torn, or is still being written."""
     path = folder / NAME
     *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    return [_row(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
+    return [(f"{path}, line {number},", line) for number, line in enumerate(lines, start=1)]
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
@@ -58,9 +61,20 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
 
 
 def cut(source: Path, folder: Path, *, iteration: int, evaluated: bool) -> None:
-    """Make the file in ``folder`` the rows of the one in ``source``, up to an iteration and the evaluation after it."""
-    rows = [row for row in read(source) if row["iteration"] < iteration
-            or row["iteration"] == iteration and (evaluated or row["phase"] == "train")]
+    """Make the file in ``folder`` the rows of the one in ``source``, up to an iteration and the evaluation after it.
+
+    Rows of one's own stay, if they have an iteration; a line that is no row is left out, with a warning.
+    """
+    rows = []
+    for place, line in _lines(source):
+        try:
+            row = json.loads(line)
+            early, now = row["iteration"] < iteration, row["iteration"] == iteration
+        except (ValueError, KeyError, TypeError):
+            say(f"warning: {place} is no row of metrics, and is left out")
+            continue
+        if early or now and (evaluated or row.get("phase") == "train"):
+            rows.append(row)
     if rows or (folder / NAME).exists():
         write_atomically(folder / NAME, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
