@@ -132,6 +132,16 @@ def test_abbreviated_dataset_has_its_defaults() -> None:
     assert mnist_lenet.EXPERIMENT.arguments(["--dataset=digits"]).train_batch == 32
 
 
+@pytest.mark.parametrize("wrong, accumulate", [(3, 1), (-1, 2), (200, 1)])
+def test_labels_of_no_class(wrong, accumulate, tmp_path) -> None:
+    """In the data of one's own: a sentence, where PyTorch would raise from its depths, or a GPU die."""
+    labels = LABELS.clone()
+    labels[5] = wrong
+    experiment = small(build_data=lambda args: (TensorDataset(IMAGES, labels), TensorDataset(IMAGES, LABELS), None))
+    with pytest.raises(SystemExit, match=f"labels from {min(wrong, 0)} to .*, and the network has 3 classes"):
+        experiment.main(["-c", str(tmp_path / "run"), "--accumulate", str(accumulate), "--train-batch", "24"])
+
+
 def test_faults_of_a_script_are_no_mistakes_of_its_user() -> None:
     """Defaults that no flag takes, defaults that are missing, values that no checkpoint holds, a model that is none."""
     defaults = small().defaults

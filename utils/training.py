@@ -113,7 +113,7 @@ def train_on(batch: Sequence[Tensor], run: Run, learner: nn.Module, *, look: boo
     for group in run.optimizer.param_groups:
         group["lr"] = _learning_rate(run) / args.scale_factor
     run.optimizer.zero_grad()
-    parts = list(zip(*(t.to(run.device, non_blocking=True).chunk(args.accumulate) for t in batch)))
+    parts = list(zip(*(t.chunk(args.accumulate) for t in _on_device(batch, run))))
     for number, (inputs, targets, keys) in enumerate(parts, start=1):
         statistics = SpikeStatistics()
         with learner.no_sync() if run.world.size > 1 and number < len(parts) else nullcontext():
@@ -144,6 +144,15 @@ def heed_signals(run: Run, *, save_due: bool = False) -> None:
         raise Stopped(stop)
 
 
+def _on_device(batch: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """Inputs, targets and keys; a UserError for a target that is no class of the network, of which a GPU would die."""
+    low, high = batch[1].aminmax()
+    if not 0 <= low <= high < run.model.num_classes:
+        raise UserError(f"the data have labels from {low} to {high}, and the network has {run.model.num_classes} "
+                        "classes, numbered from 0: correct the one or the other")
+    return [t.to(run.device, non_blocking=True) for t in batch]
+
+
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, Any]:
     """Loss, accuracies and firing rates on the test data; returns and errors as of :func:`train_one_epoch`."""
@@ -151,7 +160,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     meters = Meters()
     progress = Progress(run.test_loader, label="test", total=len(run.test_loader), quiet=run.args.evaluate)
     for batch in progress:
-        inputs, targets, keys = (t.to(run.device, non_blocking=True) for t in batch)
+        inputs, targets, keys = _on_device(batch, run)
         statistics = SpikeStatistics()
         logits = run.model(inputs, statistics)
         losses = F.cross_entropy(logits, targets, reduction="none")
