@@ -157,7 +157,8 @@ class FeedbackSNN(nn.Module):
         if not dtype.is_floating_point:
             raise ValueError(f"the input must hold floating-point numbers, not {dtype}")
         most = 2 / torch.finfo(dtype).eps  # whole numbers up to it are exact
-        steps = max(self.time_step, self.time_step_back if torch.is_grad_enabled() else 0)
+        back = torch.is_grad_enabled() and self.method == "spide"
+        steps = max(self.time_step, self.time_step_back if back else 0)
         if steps > most:
             raise ValueError(f"{dtype} counts no more than {most:.0f} spikes, and there are {steps} steps: use float32")
         for neuron in (self.neuron, self.couple):

@@ -240,6 +240,9 @@ def test_number_formats() -> None:
     """More steps than a format counts, synapses in another one, and whole numbers are refused."""
     with pytest.raises(ValueError, match="torch.bfloat16 counts no more than 256 spikes, and there are 300 steps"):
         network(time_step=300).bfloat16()(torch.rand(2, 6).bfloat16())
+    with pytest.raises(ValueError, match="and there are 257 steps: use float32"):
+        network(time_step_back=257).bfloat16()(torch.rand(2, 6).bfloat16())
+    network(time_step_back=257, method="ide").bfloat16()(torch.rand(2, 6).bfloat16())
     with pytest.raises(ValueError, match="the weight of the synapse 'layers.0' is in torch.float64 and the input in"):
         network(synapses.Linear(5, 5).double())(torch.rand(2, 6))
     with pytest.raises(ValueError, match="floating-point numbers, not torch.int64"):
