@@ -41,7 +41,7 @@ def check(connection: Connection, like: Tensor) -> None:
         raise ValueError(f"the current of {what} depends on parameters that would get no gradient through it: use the "
                          "weight and bias that it is handed, and register the module of any other parameter as its own")
     with torch.no_grad():
-        first, again, other, none, both = map(current, (a, a, b, torch.zeros_like(a), a + b))
+        first, again, other, none, both = traced.detach(), *map(current, (a, b, torch.zeros_like(a), a + b))
         back = connection.transpose(r)
     size = 1e3 * torch.finfo(like.dtype).eps * sum(t.abs().amax() for t in (first, other, none, both)).clamp(min=1e-30)
     if (first - again).abs().amax() > 0:
