@@ -138,7 +138,7 @@ class FeedbackSNN(nn.Module):
         connections = []
         for stream, ((name, synapse), p, (source, target)) in enumerate(zip(synapses.items(), drops, ends)):
             weight, bias, *further = synapse.read()
-            mask = dropout_mask(keys, target, p=p, stream=stream, dtype=x.dtype) if p else None
+            mask = dropout_mask(keys.to(sample.device), target, p=p, stream=stream, dtype=x.dtype) if p else None
             connections.append(Connection(name=name, synapse=synapse, weight=weight, bias=bias, further=tuple(further),
                                           dropout=mask, dropout_scale=1 / (1 - p), input_shape=source,
                                           output_shape=target))

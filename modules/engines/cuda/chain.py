@@ -42,5 +42,5 @@ class Chain(Simulation):
         elif len(current) == 1:
             frame = 0
         return [*found, self._launch(
-            kernels.step_neurons, layer, self.batch, most=kernels.Tile(pixels=16, channels=128), current=current,
-            frame=frame, **self._neurons(layer, self.spikes[layer]), step=step, steps=steps)]
+            kernels.step_neurons, layer, self.batch, most=kernels.Tile(pixels=16, channels=128), num_warps=8,
+            current=current, frame=frame, **self._neurons(layer, self.spikes[layer]), step=step, steps=steps)]

@@ -59,7 +59,6 @@ class Tile(NamedTuple):
     pixels: int  # how many of the target it computes
     channels: int
     source: int = 0  # how many source channels it multiplies at once
-    precision: str = "ieee"  # of products of float32
 
 
 class Neurons(NamedTuple):
@@ -72,7 +71,7 @@ class Neurons(NamedTuple):
     upper: float  # see Ring, as for the next three
     lower: float
     quantum: float
-    leak: float
+    leak: float | None  # None of neurons that do not leak
 
 
 class Sending(NamedTuple):
@@ -96,6 +95,27 @@ def block(tile):
 
 
 @triton.jit
+def aligned_block(window, target, tile):
+    """The target pixels and channels of this block, and the first row and column of taps that its pixels meet.
+
+    Where a window of stride ``s`` spreads, a pixel meets every ``s``-th tap; from which one on, its row and column modulo
+    ``s`` tell. They are the same for all pixels of a block, so that none of them forms products with 0.
+    """
+    stride = window.stride if window.spreads else 1
+    columns = tl.cdiv(target.width, stride)
+    area = tl.cdiv(target.height, stride) * columns
+    pixels = target.pixels // (target.height * target.width) * area
+    blocks = tl.cdiv(pixels, tile.pixels)
+    row, column = tl.program_id(0) // blocks // stride, tl.program_id(0) // blocks % stride
+    place = tl.program_id(0) % blocks * tile.pixels + tl.arange(0, tile.pixels)
+    y, x = place % area // columns * stride + row, place % columns * stride + column
+    inside = (place < pixels) & (y < target.height) & (x < target.width)
+    pixel = tl.where(inside, (place // area * target.height + y) * target.width + x, target.pixels)
+    return (pixel, tl.program_id(1) * tile.channels + tl.arange(0, tile.channels),
+            (row + window.padding) % stride, (column + window.padding) % stride)
+
+
+@triton.jit
 def units(target, pixel, channel):
     """Where the units of some pixels and channels stand in a tensor, and which of them there are."""
     return (pixel.to(tl.int64)[:, None] * target.channels + channel[None, :],
@@ -103,28 +123,30 @@ def units(target, pixel, channel):
 
 
 @triton.jit
-def synaptic_current(arriving, synapse, window, target, tile, pixel, channel, since):
+def synaptic_current(arriving, synapse, window, target, tile, pixel, channel, first_row, first_column, since):
     """What spikes and bias add to a block of target units, float32 ``(tile.pixels, tile.channels)``.
 
-    ``pixel``, ``channel``: of the block; ``since``: the step, or that of each pixel's sample, in which the spikes were
-    sent, if there are any.
+    ``pixel``, ``channel``, ``first_row``, ``first_column``: of :func:`aligned_block`; ``since``: the step, or that of
+    each pixel's sample, in which the spikes were sent, if there are any.
     """
     x, y = pixel % target.width, (pixel // target.width) % target.height
     sample = pixel // (target.width * target.height)
-    products = window.height * window.width
+    apart = window.stride if window.spreads else 1  # the taps that a pixel meets
+    columns = tl.cdiv(window.width - first_column, apart)
+    taps = tl.cdiv(window.height - first_row, apart) * columns
     blocks = 1 if synapse.weight is None else tl.cdiv(arriving.channels, tile.source)
+    products = taps * blocks
     if arriving.heard is not None:  # none, if no spike arrives in the whole block
         last = tl.load(arriving.heard + sample, mask=pixel < target.pixels, other=-1)
         products *= tl.max((last >= since).to(tl.int32))
     total = tl.zeros((tile.pixels, tile.channels), dtype=tl.float32)
     # One loop, so that loads run ahead of products from tap to tap too.
-    for product in range(products * blocks):
+    for product in range(products):
         tap, first = product // blocks, product % blocks * tile.source
-        tap_y, tap_x = tap // window.width, tap % window.width
+        tap_y, tap_x = first_row + tap // columns * apart, first_column + tap % columns * apart
         if window.spreads:
-            from_y, from_x = y + window.padding - tap_y, x + window.padding - tap_x
-            met = (from_y % window.stride == 0) & (from_x % window.stride == 0) & (from_y >= 0) & (from_x >= 0)
-            from_y, from_x = from_y // window.stride, from_x // window.stride
+            from_y, from_x = (y + window.padding - tap_y) // apart, (x + window.padding - tap_x) // apart
+            met = (y + window.padding >= tap_y) & (x + window.padding >= tap_x)
         else:
             from_y, from_x = y * window.stride - window.padding + tap_y, x * window.stride - window.padding + tap_x
             met = (from_y >= 0) & (from_x >= 0)
@@ -137,49 +159,45 @@ def synaptic_current(arriving, synapse, window, target, tile, pixel, channel, si
             source = first + tl.arange(0, tile.source)
             spikes = tl.load(arriving.spikes + place[:, None] + source[None, :], other=0,
                              mask=met[:, None] & (source < arriving.channels)[None, :])
-            row = (tap * target.channels + channel).to(tl.int64)[None, :] * arriving.channels + source[:, None]
+            row = ((tap_y * window.width + tap_x) * target.channels + channel).to(tl.int64)
+            stored = row[None, :] * arriving.channels + source[:, None]
             there = (source < arriving.channels)[:, None] & (channel < target.channels)[None, :]
-            weight = tl.load(synapse.weight + row, mask=there, other=0)
-            total = tl.dot(spikes, weight, total, input_precision=tile.precision)
+            weight = tl.load(synapse.weight + stored, mask=there, other=0)
+            total = tl.dot(spikes, weight, total, input_precision="ieee")
             if synapse.rest is not None:
-                rest = tl.load(synapse.rest + row, mask=there, other=0)
-                total = tl.dot(spikes, rest, total, input_precision=tile.precision)
+                rest = tl.load(synapse.rest + stored, mask=there, other=0)
+                total = tl.dot(spikes, rest, total, input_precision="ieee")
     if synapse.bias is not None:
         total += tl.load(synapse.bias + channel, mask=channel < target.channels, other=0)[None, :]
     return total
 
 
 @triton.jit
-def load_neurons(neurons, unit, inside):
-    """Potential, trace and count of some units."""
-    potential = tl.load(neurons.potentials + unit, mask=inside, other=0)
-    trace = tl.load(neurons.traces + unit, mask=inside, other=0)
-    count = trace
-    if neurons.counts is not None:
-        count = tl.load(neurons.counts + unit, mask=inside, other=0)
-    return potential, trace, count
-
-
-@triton.jit
-def store_neurons(neurons, unit, inside, potential, trace, count):
-    """What :func:`load_neurons` reads."""
-    tl.store(neurons.potentials + unit, potential, mask=inside)
-    tl.store(neurons.traces + unit, trace, mask=inside)
-    if neurons.counts is not None:
-        tl.store(neurons.counts + unit, count, mask=inside)
-
-
-@triton.jit
-def advance(neurons, potential, trace, count, current):
+def advance(neurons, potential, current):
     """One step of neurons: integrate, fire, reset, leak; what lies outside of the image stays 0, and does not fire.
 
-    Returns potential, trace and count after it, the spikes, and how many fired, up or down.
+    Returns the potential after it, the spikes, and how many fired, up or down.
     """
     potential += current
     up, down = (potential >= neurons.upper).to(tl.float32), (potential <= neurons.lower).to(tl.float32)
     spike = up - down
-    potential = (potential - neurons.quantum * spike) * neurons.leak
-    return (potential, trace * neurons.leak + spike, count + spike, spike, tl.sum(tl.sum(up + down, axis=1), axis=0))
+    potential -= neurons.quantum * spike
+    if neurons.leak is not None:
+        potential *= neurons.leak
+    return potential, spike, tl.sum(tl.sum(up + down, axis=1), axis=0)
+
+
+@triton.jit
+def add_spikes(neurons, unit, inside, spike):
+    """Count the spikes of one step; a trace that does not leak, and a count, change only where a unit fires."""
+    fires = inside & (spike != 0)
+    if neurons.leak is None:
+        tl.store(neurons.traces + unit, tl.load(neurons.traces + unit, mask=fires, other=0) + spike, mask=fires)
+    else:
+        trace = tl.load(neurons.traces + unit, mask=inside, other=0)
+        tl.store(neurons.traces + unit, trace * neurons.leak + spike, mask=inside)
+    if neurons.counts is not None:
+        tl.store(neurons.counts + unit, tl.load(neurons.counts + unit, mask=fires, other=0) + spike, mask=fires)
 
 
 @triton.jit
@@ -197,9 +215,9 @@ def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, 
     ``current``: from outside, which the first layer has, else None; ``keep``: which of its units the synapse reaches,
     or None for all. ``step``: its number in the loop, from 1 on.
     """
-    pixel, channel = block(tile)
+    pixel, channel, first_row, first_column = aligned_block(window, target, tile)
     since = step if current is None else step - 1  # spikes take a step to the first layer
-    whole = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, since)
+    whole = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, first_row, first_column, since)
     # A quarter of the channels at a time: registers do not hold all that a thread knows of its neurons at once.
     QUARTER: tl.constexpr = tile.channels // 4
     even, odd = tl.split(whole.reshape(tile.pixels, 2, 2, QUARTER).permute(0, 3, 1, 2))
@@ -214,9 +232,10 @@ def step_layer(arriving, synapse, window, target, tile, keep, current, neurons, 
             total *= tl.load(keep + unit, mask=inside, other=0).to(tl.float32)
         if current is not None:
             total += tl.load(current + unit, mask=inside, other=0)
-        potential, trace, count = load_neurons(neurons, unit, inside)
-        potential, trace, count, spike, fired = advance(neurons, potential, trace, count, total)
-        store_neurons(neurons, unit, inside, potential, trace, count)
+        potential = tl.load(neurons.potentials + unit, mask=inside, other=0)
+        potential, spike, fired = advance(neurons, potential, total)
+        tl.store(neurons.potentials + unit, potential, mask=inside)
+        add_spikes(neurons, unit, inside, spike)
         if sending.spikes is not None:
             sent = spike * tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)
             send(sending, sent, unit, inside, pixel // (target.width * target.height), step)
@@ -230,10 +249,10 @@ def carry(arriving, synapse, window, target, tile, carried, batch, step):
 
     Samples of all groups are those of the first step, number ``step``, then those of the next, ``batch`` for each.
     """
-    pixel, channel = block(tile)
+    pixel, channel, first_row, first_column = aligned_block(window, target, tile)
     unit, inside = units(target, pixel, channel)
     since = step + pixel // (target.width * target.height) // batch
-    total = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, since)
+    total = synaptic_current(arriving, synapse, window, target, tile, pixel, channel, first_row, first_column, since)
     tl.store(carried + unit, total, mask=inside)
 
 
@@ -247,16 +266,23 @@ def step_neurons(target, tile, current, frame, neurons, sending, step, steps):
     pixel, channel = block(tile)
     unit, inside = units(target, pixel, channel)
     area = target.width * target.height
-    potential, trace, count = load_neurons(neurons, unit, inside)
+    potential = tl.load(neurons.potentials + unit, mask=inside, other=0)
+    trace = tl.load(neurons.traces + unit, mask=inside, other=0)
+    count = trace if neurons.counts is None else tl.load(neurons.counts + unit, mask=inside, other=0)
     if sending.spikes is not None:
         gate = tl.load(sending.gate + unit, mask=inside, other=0).to(tl.float32)
     number = 0.0
     for ahead in range(steps):
         total = tl.load(current + tl.cast(ahead, tl.int64) * frame + unit, mask=inside, other=0)
-        potential, trace, count, spike, fired = advance(neurons, potential, trace, count, total)
+        potential, spike, fired = advance(neurons, potential, total)
+        trace = spike + (trace if neurons.leak is None else trace * neurons.leak)
+        count += spike
         if sending.spikes is not None:
             send(sending, spike * gate, tl.cast(ahead, tl.int64) * target.pixels * target.channels + unit, inside,
                  ahead * (target.pixels // area) + pixel // area, step + ahead)
         number += fired
-    store_neurons(neurons, unit, inside, potential, trace, count)
+    tl.store(neurons.potentials + unit, potential, mask=inside)
+    tl.store(neurons.traces + unit, trace, mask=inside)
+    if neurons.counts is not None:
+        tl.store(neurons.counts + unit, count, mask=inside)
     tl.atomic_add(neurons.fired, number.to(tl.int64))

@@ -15,8 +15,20 @@ from modules.engines.cuda.graph import recorded
 from modules.engines.ring import Outcome, Ring
 from modules.engines.routes import as_image, pixel_by_pixel, to_layer
 
+TERMS = {"fp32": 1, "tf32": 2, "bf16x2": 2, "bf16": 1}  # of a weight, see :func:`rounded`
 # Most pixels in a block under Triton's interpreter, which takes about as long for a large block as for a small one.
 INTERPRETED_PIXELS = 2**11
+
+
+# Of a product: most of a block, warps that compute it, stages of loads that run ahead, most registers of a thread. Blocks are as large as registers
+# hold without spilling, because they read spikes and weights again and again, and stages as many as 99 KiB of shared
+# memory hold, which all GPUs have.
+BLOCKS = {
+    "fp32": (kernels.Tile(pixels=64, channels=64, source=32), 4, 3, None),
+    "tf32": (kernels.Tile(pixels=128, channels=128, source=32), 8, 3, None),
+    "bf16x2": (kernels.Tile(pixels=128, channels=128, source=32), 8, 3, None),
+    "bf16": (kernels.Tile(pixels=128, channels=128, source=64), 8, 3, None),
+}
 
 
 class Launch(NamedTuple):
@@ -41,7 +53,7 @@ class Simulation:
         self.ring, self.device, self.precision, self.skip = ring, device, precision, skip
         self.batch, self.interpreted = len(ring.gates[0]), device.type == "cpu"
         # Triton's interpreter does not multiply in bfloat16; in float32, the same numbers give the same products.
-        self.number = torch.bfloat16 if precision.startswith("bf16") and not self.interpreted else torch.float32
+        self.number = torch.float32 if precision == "fp32" or self.interpreted else torch.bfloat16
         sizes = [(self.batch, height, width, channels) for channels, height, width in map(as_image, ring.shapes)]
 
         def allocate(dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -55,7 +67,7 @@ class Simulation:
         self.spikes, self.said = self._room_for_spikes(sizes)
         self.weights = [None if r is None or r.weight is None else
                         [torch.empty(r.weight.mT.shape, dtype=self.number, device=device)
-                         for _ in range(1 + (precision == "bf16x2"))] for r in ring.routes]
+                         for _ in range(TERMS[precision])] for r in ring.routes]
         self.biases = [None if b is None else torch.empty_like(b) for b in ring.biases]
         self.currents: dict[int, Tensor] = {}  # by number of frames
         self.loops: dict[tuple[int, int, int], Callable[[], None]] = {}
@@ -128,35 +140,37 @@ class Simulation:
                             **self._neurons(layer, self.spikes[layer + parity * (layer == last)]),
                             keep=None if layer else self.keep, current=None if layer else current, step=step)
 
-    def _launch(self, kernel: Any, layer: int, samples: int, *, most: kernels.Tile, **arguments: Any) -> Launch:
-        """A kernel for so many samples of a layer, in as many blocks of ``most`` pixels and channels as they take."""
+    def _launch(self, kernel: Any, layer: int, samples: int, *, most: kernels.Tile, apart: int = 1,
+                **arguments: Any) -> Launch:
+        """A kernel for so many samples of a layer, in as many blocks of ``most`` pixels and channels as they take;
+        pixels of a block are ``apart`` in each direction."""
         channels, height, width = as_image(self.ring.shapes[layer])
         target = kernels.Target(pixels=samples * height * width, height=height, width=width, channels=channels)
+        aligned = samples * triton.cdiv(height, apart) * triton.cdiv(width, apart)
         pixels = INTERPRETED_PIXELS if self.interpreted else most.pixels
-        tile = most._replace(pixels=fitting(target.pixels, pixels), channels=fitting(channels, most.channels))
-        grid = triton.cdiv(target.pixels, tile.pixels), triton.cdiv(channels, tile.channels)
-        return Launch(kernel, grid, {"target": target, "tile": kernels.constant(tile), "num_warps": 8, **arguments})
+        tile = most._replace(pixels=fitting(aligned, pixels), channels=fitting(channels, most.channels))
+        grid = apart**2 * triton.cdiv(aligned, tile.pixels), triton.cdiv(channels, tile.channels)
+        return Launch(kernel, grid, {"target": target, "tile": kernels.constant(tile), **arguments})
 
     def _product(self, layer: int, arriving: Tensor) -> dict[str, Any]:
         """What kernels take for the product of the weights into a layer and the spikes that arrive.
 
-        Blocks are as large as registers hold without spilling, because they read spikes and weights again and again:
-        without tensor cores that is half. Three stages stay below 99 KiB of shared memory, which all GPUs have. Where
-        there is nothing to multiply, small blocks do.
+        Where there is nothing to multiply, small blocks do.
         """
         route, weights = self.ring.routes[layer], self.weights[layer] or [None]
         channels, height, width = route.source
+        most, warps, stages, registers = BLOCKS[self.precision]
+        if route.weight is None:
+            most, warps, registers = kernels.Tile(pixels=32, channels=128), 8, None
         return {
-            "most": kernels.Tile(pixels=32 if route.weight is None else 128,
-                                 channels=64 if self.precision == "fp32" else 128,
-                                 source=fitting(channels, 64 if self.precision == "bf16" else 32),
-                                 precision="tf32" if self.precision == "tf32" else "ieee"),
+            "most": most._replace(source=fitting(channels, most.source)), "num_warps": warps, "num_stages": stages,
+            "maxnreg": registers,
+            "apart": route.stride if route.spreads else 1,
             "arriving": kernels.Arriving(spikes=arriving, heard=self.said[layer - 1] if self.skip else None,
                                          height=height, width=width, channels=channels),
             "synapse": kernels.Synapse(weight=weights[0], rest=weights[1] if len(weights) == 2 else None,
                                        scale=route.scale, bias=self.biases[layer]),
-            "window": kernels.constant(kernels.Window(*route.kernel, route.stride, route.padding, route.spreads)),
-            "num_stages": 3}
+            "window": kernels.constant(kernels.Window(*route.kernel, route.stride, route.padding, route.spreads))}
 
     def _neurons(self, layer: int, spikes: Tensor) -> dict[str, Any]:
         """What kernels take for the update of a layer's neurons, which write to ``spikes`` if anyone listens."""
@@ -165,21 +179,25 @@ class Simulation:
             "neurons": kernels.Neurons(
                 potentials=self.potentials[layer], traces=self.traces[layer],
                 counts=self.counts[layer] if self.counts else None, fired=self.fired[layer:], upper=ring.upper,
-                lower=ring.lower, quantum=ring.quantum, leak=ring.leak),
+                lower=ring.lower, quantum=ring.quantum,
+                leak=None if ring.leak == 1 else ring.leak),
             "sending": kernels.Sending(spikes=spikes if listened else None, gate=self.gates[layer],
                                        said=self.said[layer] if self.skip else None)}
 
 
 def rounded(weight: Tensor, precision: str) -> list[Tensor]:
-    """A float32 weight in a precision, to nearest even: one term or, for bf16x2, two to sum, float32 in value; rounded
-    here, as tensor cores drop the bits that they do not take."""
+    """A float32 weight in a precision, to nearest even: the terms to sum, float32 in value, of bfloat16 but in fp32.
+
+    Two terms of bfloat16 hold the 11 bits of tf32 exactly. On tensor cores they take as long as one of tf32, which
+    would make spikes twice as large, and so reading them, too.
+    """
     if precision == "fp32":
         return [weight]
     if precision == "tf32":
         bits = weight.view(torch.int32)
-        return [((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)]
+        weight = ((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)
     high = weight.bfloat16().float()
-    return [high, (weight - high).bfloat16().float()] if precision == "bf16x2" else [high]
+    return [high, (weight - high).bfloat16().float()][:TERMS[precision]]
 
 
 def fitting(size: int, most: int) -> int:
