@@ -210,14 +210,17 @@ def measure(options: argparse.Namespace, *flags: str) -> dict[str, Any]:
     own = prepared(options, *flags)
     network, device = own.model.network, own.inputs.device
     runs, spikes, memory, gradients, tests = {entry: [] for entry in entries}, {}, {}, {}, {}
+    gpu = device.type == "cuda"
+    alone = torch.cuda.memory_allocated() if gpu else 0  # before any engine has allocated what it keeps
     for number in range(options.repeats + 1):
         for entry, (network.engine, network.method) in entries.items():
-            if device.type == "cuda":
+            before = torch.cuda.memory_allocated() if gpu else 0
+            if gpu:
                 torch.cuda.reset_peak_memory_stats()
             seconds, spikes[entry] = one_iteration(own)
             runs[entry].append(seconds)
-            if device.type == "cuda":
-                memory[entry] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+            if gpu and number == 0:
+                memory[entry] = round((alone + torch.cuda.max_memory_allocated() - before) / 2**30, 2)
             gradients[entry] = torch.cat([p.grad.flatten() for p in network.parameters()]).cpu()
             if own.test_loader and number == options.repeats:
                 tests[entry] = tested(own)

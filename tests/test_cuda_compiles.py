@@ -20,6 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 META = torch.device("meta")  # shapes without memory
 BATCH = 128
 SHARED_BYTES = 99 * 1024  # of a block, on a GPU with little; 227 KiB on an H100
+REGISTERS, SPILLED_BYTES = 64 * 1024, 192  # of a multiprocessor; most of a thread
 
 
 class H100:
@@ -74,7 +75,8 @@ else:
         ("backward", 3, True)])
     def test_layers_of_alexnetf(phase: str, layer: int, skip: bool, precision: str, tmp_path, monkeypatch) -> None:
         """Feedback that spreads, 384 to 384 channels in both directions, stride 2 backwards: tensor cores where the
-        precision has them, loads that run ahead of products in words of 16 bytes, and nothing spills."""
+        precision has them, loads that run ahead of products in words of 16 bytes, and two blocks fit into a
+        multiprocessor, with few registers that spill for it."""
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
         ring = rings(AlexNetF())[phase == "backward"]
         simulation = Simulation(ring, META, precision, counts=not skip, skip=skip)
@@ -84,7 +86,8 @@ else:
         assert found == (set() if precision == "fp32" else {"bf16"})
         copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
         assert copies and set(copies) == {"0x10"}
-        assert shared <= SHARED_BYTES and usage["STACK"] == 0 and usage["REG"] <= 255
+        assert shared <= SHARED_BYTES and usage["STACK"] <= SPILLED_BYTES
+        assert 2 * usage["REG"] * 32 * launch.arguments["num_warps"] <= REGISTERS
 
     @pytest.mark.parametrize("layer", range(4))
     def test_layers_of_lenet(layer: int, tmp_path, monkeypatch) -> None:

@@ -111,6 +111,13 @@ def test_dropout_only_in_training_and_by_key(engine: str) -> None:
     assert torch.equal(net(x), net(x, keys=keys))
 
 
+def test_masks_lie_where_the_input_does() -> None:
+    """Keys may come from a CPU, as those of a DataLoader do."""
+    net = network("dense", layers=[synapses.Conv2d(4, 6, 3, dropout=0.5)]).to("meta")
+    circuit, _ = net.bind(images().to("meta"), keys=torch.tensor([3, 1, 2]))
+    assert circuit.connections[1].dropout.device.type == "meta"
+
+
 SHAPES = {  # what differs from `network`, and the shapes of input and output
     "no feedback": (lambda: dict(feedback=None), (2, 9, 9), (6, 5, 5)),
     "one layer": (lambda: dict(layers=[], feedback=None), (2, 9, 9), (4, 5, 5)),

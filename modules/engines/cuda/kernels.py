@@ -98,8 +98,8 @@ def block(tile):
 def aligned_block(window, target, tile):
     """The target pixels and channels of this block, and the first row and column of taps that its pixels meet.
 
-    Where a window of stride ``s`` spreads, a pixel meets every ``s``-th tap; from which one on, its row and column modulo
-    ``s`` tell. They are the same for all pixels of a block, so that none of them forms products with 0.
+    Where a window of stride ``s`` spreads, a pixel meets every ``s``-th tap, and its row and column modulo ``s`` tell
+    the first. They are the same for all pixels of a block, so that none of them forms products with 0.
     """
     stride = window.stride if window.spreads else 1
     columns = tl.cdiv(target.width, stride)

@@ -16,19 +16,15 @@ from modules.engines.ring import Outcome, Ring
 from modules.engines.routes import as_image, pixel_by_pixel, to_layer
 
 TERMS = {"fp32": 1, "tf32": 2, "bf16x2": 2, "bf16": 1}  # of a weight, see :func:`rounded`
+# Of a product: a block, the warps that compute it, and most registers of a thread of a whole step; the fastest of those
+# measured on an H100 (docs/measurements.md). It pays that two or three blocks share a multiprocessor, where one
+# multiplies while another reads and writes its neurons, though some registers spill for it. Loads that run ahead, in
+# three stages, stay below 99 KiB of shared memory, which all GPUs have.
+SMALL, LARGE = kernels.Tile(pixels=64, channels=64, source=32), kernels.Tile(pixels=128, channels=128, source=32)
+BLOCKS = {"fp32": (SMALL, 4, None), "tf32": (LARGE, 8, 128), "bf16x2": (LARGE, 8, 128),
+          "bf16": (kernels.Tile(pixels=64, channels=128, source=64), 4, None)}
 # Most pixels in a block under Triton's interpreter, which takes about as long for a large block as for a small one.
 INTERPRETED_PIXELS = 2**11
-
-
-# Of a product: most of a block, warps that compute it, stages of loads that run ahead, most registers of a thread. Blocks are as large as registers
-# hold without spilling, because they read spikes and weights again and again, and stages as many as 99 KiB of shared
-# memory hold, which all GPUs have.
-BLOCKS = {
-    "fp32": (kernels.Tile(pixels=64, channels=64, source=32), 4, 3, None),
-    "tf32": (kernels.Tile(pixels=128, channels=128, source=32), 8, 3, None),
-    "bf16x2": (kernels.Tile(pixels=128, channels=128, source=32), 8, 3, None),
-    "bf16": (kernels.Tile(pixels=128, channels=128, source=64), 8, 3, None),
-}
 
 
 class Launch(NamedTuple):
@@ -138,7 +134,8 @@ class Simulation:
         arriving = self.spikes[layer - 1 if layer else last + 1 - parity]
         return self._launch(kernels.step_layer, layer, self.batch, **self._product(layer, arriving),
                             **self._neurons(layer, self.spikes[layer + parity * (layer == last)]),
-                            keep=None if layer else self.keep, current=None if layer else current, step=step)
+                            keep=None if layer else self.keep, current=None if layer else current, step=step,
+                            maxnreg=BLOCKS[self.precision][2])
 
     def _launch(self, kernel: Any, layer: int, samples: int, *, most: kernels.Tile, apart: int = 1,
                 **arguments: Any) -> Launch:
@@ -153,18 +150,15 @@ class Simulation:
         return Launch(kernel, grid, {"target": target, "tile": kernels.constant(tile), **arguments})
 
     def _product(self, layer: int, arriving: Tensor) -> dict[str, Any]:
-        """What kernels take for the product of the weights into a layer and the spikes that arrive.
-
-        Where there is nothing to multiply, small blocks do.
-        """
+        """What kernels take for the product of the weights into a layer and the spikes that arrive; where there is
+        nothing to multiply, small blocks do."""
         route, weights = self.ring.routes[layer], self.weights[layer] or [None]
         channels, height, width = route.source
-        most, warps, stages, registers = BLOCKS[self.precision]
+        most, warps, _ = BLOCKS[self.precision]
         if route.weight is None:
-            most, warps, registers = kernels.Tile(pixels=32, channels=128), 8, None
+            most, warps = kernels.Tile(pixels=32, channels=128), 8
         return {
-            "most": most._replace(source=fitting(channels, most.source)), "num_warps": warps, "num_stages": stages,
-            "maxnreg": registers,
+            "most": most._replace(source=fitting(channels, most.source)), "num_warps": warps, "num_stages": 3,
             "apart": route.stride if route.spreads else 1,
             "arriving": kernels.Arriving(spikes=arriving, heard=self.said[layer - 1] if self.skip else None,
                                          height=height, width=width, channels=channels),
@@ -179,8 +173,7 @@ class Simulation:
             "neurons": kernels.Neurons(
                 potentials=self.potentials[layer], traces=self.traces[layer],
                 counts=self.counts[layer] if self.counts else None, fired=self.fired[layer:], upper=ring.upper,
-                lower=ring.lower, quantum=ring.quantum,
-                leak=None if ring.leak == 1 else ring.leak),
+                lower=ring.lower, quantum=ring.quantum, leak=None if ring.leak == 1 else ring.leak),
             "sending": kernels.Sending(spikes=spikes if listened else None, gate=self.gates[layer],
                                        said=self.said[layer] if self.skip else None)}
 
