@@ -95,8 +95,9 @@ def _run(folder: Path) -> tuple[str, dict[str, Any]]:
         "seed": how["arguments"]["manualSeed"],
         "epochs": f"{number(rows[-1]['iteration'] / epoch)} of {how['arguments']['epochs']}",
         "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * epoch,
-        "how": f"{how['device']}, PyTorch {how['versions']['torch']}"
-               + (f", commit {how['git']['commit'][:7]}" if how["git"] else "")}
+        "how": "; then ".join(f"{place['device']}, PyTorch {place['versions']['torch']}"
+                              + (f", commit {place['git']['commit'][:7]}" if place["git"] else "")
+                              for place in (*how.get("earlier", []), how))}
 
 
 def _each(runs: Sequence[dict[str, Any]], kind: str) -> str:

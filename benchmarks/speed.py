@@ -2,15 +2,10 @@
 
     python -m benchmarks.speed --model alexnetf --batch 16 --engines dense event event+ide [--path DATA] [--resume FILE]
     python -m benchmarks.speed --model alexnetf --batch 128 --device cuda --engines dense cuda:tf32 cuda:bf16
-    python -m benchmarks.speed --engines event:fp32 event:tf32 event:bf16x2 event:bf16 dense --path DATA --resume FILE
 
 Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said. Flags of
 the model's script may follow, as -t 8; with --path, --test-limit N adds accuracy and loss on N test images. Where the
 engines named are enough for it, the goals of the CUDA engine follow, and whether the figures reach them.
-
-The last command shows without a GPU what a precision of the CUDA engine costs: the event engine computes with the
-weights that it would use. Spikes are exact in all of its number formats and sums are in float32, so this is what a GPU
-finds, up to the order of sums; what that is worth the dense engine shows. A spike that moves moves others.
 
 What the benchmarks share stands here too: their flags, a batch to train on, a clock, the machine in words.
 """
@@ -36,8 +31,7 @@ import dvs_cifar_convnetf
 import mnist_lenet
 from models import SpikingClassifier
 from modules import LIF, SpikeStatistics, TernaryCouple
-from modules.circuit import Circuit
-from modules.engines import BackwardResult, Engine, ForwardResult, select
+from modules.engines import Engine
 from modules.engines.cuda.engine import CudaEngine
 from modules.engines.dense import DenseEngine
 from modules.engines.routes import route
@@ -56,9 +50,9 @@ FLAGS = {
     "batch": {"type": int, "default": 16},
     "engines": {"nargs": "+", "default": ["dense", "event"],
                 "help": "the first is what others compare to; cuda:bf16 is the CUDA engine in a precision, "
-                        "cuda:bf16:whole the same without leaving out products where no spike arrives, event:bf16 the "
-                        "event engine with its weights; event+ide is an engine with the backward pass in floats; "
-                        "dense:compiled the dense one under torch.compile"},
+                        "cuda:bf16:whole the same without leaving out products where no spike arrives; event+ide "
+                        "is an engine with the backward pass in floats, dense:compiled the dense one under "
+                        "torch.compile"},
     "path": {"help": "folder of the data sets; noise unless given"},
     "resume": {"help": "checkpoint to take the weights from"},
     "drive": {"type": float, "help": "scale_factor / batch; the experiment's own unless given"},
@@ -145,32 +139,6 @@ class Compiled(DenseEngine):
         ((LIF, DenseEngine.simulate_forward), (TernaryCouple, DenseEngine.simulate_backward)))
 
 
-class Rounded:
-    """The event engine with weights as the CUDA engine rounds them: with the factors that all spikes share."""
-
-    event = select("event", torch.device("cpu"))
-
-    def __init__(self, precision: str) -> None:
-        self.name, self.precision = f"event:{precision}", CudaEngine(precision).precision
-
-    def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
-        return self.event.simulate_forward(self._rounded(circuit, 1.0), x)
-
-    def simulate_backward(self, circuit: Circuit, gradient: Tensor, masks: list[Tensor]) -> BackwardResult:
-        return self.event.simulate_backward(self._rounded(circuit, circuit.couple.quantum / circuit.neuron.quantum),
-                                            gradient, masks)
-
-    def _rounded(self, circuit: Circuit, factor: float) -> Circuit:
-        from modules.engines.cuda.loop import rounded  # and Triton, which nothing else here needs
-
-        tensors = [*circuit.input.tensors]
-        for c in circuit.connections[1:]:
-            scale = factor * c.dropout_scale
-            weight = c.weight if c.weight is None else sum(rounded(c.weight * scale, self.precision)) / scale
-            tensors += [weight, c.bias, *c.further]
-        return circuit.with_tensors(tensors)
-
-
 def engine_and_method(entry: str) -> tuple[Engine | str, str]:
     """What an entry of ``--engines`` means; a ValueError where there is no such method or precision."""
     name, _, method = entry.partition("+")
@@ -179,8 +147,6 @@ def engine_and_method(entry: str) -> tuple[Engine | str, str]:
     match name.split(":"):
         case ["dense", "compiled"]:
             engine = Compiled()
-        case ["event", precision]:
-            engine = Rounded(precision)
         case ["cuda", precision, *rest]:
             engine = CudaEngine(precision, skip="whole" not in rest)
         case _:

@@ -32,20 +32,8 @@ def test_speed(tmp_path: Path) -> None:
     assert f"{found['ratio']['event']['both']:.2f}" in printed
     assert found["sweeps"] == {"event+ide": 1} and "sweeps: {'event+ide': 1}" in printed
     assert len(found["backward densities"]) == 5 and found["seconds"]["event+ide"]["backward"] > 0
-
-
-def test_precision(tmp_path: Path) -> None:
-    """A row for each precision: fp32 is what the others differ from, tf32 and bf16 in rates of the last layer."""
-    file, precisions = tmp_path / "precision.json", ("fp32", "tf32", "bf16x2", "bf16")
-    printed = run("benchmarks.speed", "--batch", "2", "-t", "8", "-tb", "20", "--drive", "400", "--repeats", "1",
-                  "--engines", *(f"event:{precision}" for precision in precisions), "dense", "--json", str(file))
-    found = json.loads(file.read_text())
-    assert found["steps"] == [8, 20] and list(found["differences"])[-1] == "dense"
-    fp32, tf32, _, bf16 = (found["differences"][f"event:{precision}"] for precision in precisions)
-    assert fp32["forward"][-1] == 0 and fp32["gradient"] == 0
-    assert tf32["forward"][-1] > 0 and bf16["forward"][-1] > 0 and bf16["gradient"] > 0
-    row = next(line.split("|") for line in printed.splitlines()[::-1] if line.startswith("| event:bf16 "))
-    assert float(row[2].split()[-1]) > 0 and float(row[4]) == float(f"{bf16['gradient']:.2g}")
+    assert found["differences"]["dense"]["gradient"] == 0 < found["differences"]["event+ide"]["gradient"]
+    assert f"{found['differences']['event+ide']['gradient']:.2g} |" in printed
 
 
 def test_goals() -> None:

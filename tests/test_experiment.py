@@ -390,8 +390,12 @@ def test_provenance(tmp_path, monkeypatch) -> None:
     own = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     assert json.loads((folder / "args.json").read_text()) == {
         "command": [str(script), "--lr", "1"], "arguments": {"lr": 1.0, "manualSeed": 3}, "versions": own,
-        "device": "a GPU", "git": {"source": str(tmp_path)}}
+        "device": "a GPU", "git": {"source": str(tmp_path)}, "earlier": []}
     assert (folder / "script.py").read_text() == "pass"
+    for device in ("a CPU", "a CPU", "a GPU", "a CPU"):  # a run that goes on elsewhere
+        provenance.record(folder, Arguments({"lr": 1.0, "manualSeed": None}), seed=3, device=device, before=folder)
+    assert json.loads((folder / "args.json").read_text())["earlier"] == [
+        {"device": "a GPU", "versions": own, "git": {"source": str(tmp_path)}}]
     assert made(tmp_path).state_dict()["versions"] == own
 
 

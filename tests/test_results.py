@@ -27,6 +27,8 @@ def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
     for seed, run in enumerate(runs, start=1):
         succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--lr", 0.05, "--max-iters", 3, "--log-every", 1, "-c", run,
                 "--manualSeed", seed)
+    how = json.loads((runs[0] / "args.json").read_text())
+    (runs[0] / "args.json").write_text(json.dumps(how | {"device": "a GPU", "git": None}))
     succeed("mnist_lenet.py", "--resume", runs[0] / "checkpoint.pth.tar", "--gpu-id=-1", "--save_every", 5, "-j0",
             "--manual", 1, "--max-iters", 3)
     for run in runs:
@@ -36,6 +38,7 @@ def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
     assert cells[:3] == ["`mnist_lenet.py --dataset digits --max-iters 3 --lr 0.05 --time-step 6 --time-step-back 8`",
                          "1, 2", "0.0667 of 16"]
     last = [float((run / "log.txt").read_text().split()[-4]) for run in runs]
+    assert f"a GPU, PyTorch {torch.__version__}; then {how['device']}, PyTorch" in cells[-1]
     assert cells[3] == f"{np.mean(last):.2f} ± {np.std(last, ddof=1):.2f}"
     kept = sorted((tmp_path / "kept").iterdir())
     assert results.results(kept) == table

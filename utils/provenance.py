@@ -12,15 +12,32 @@ import torch
 
 from utils.files import write_atomically
 
+WHERE = ("device", "versions", "git")  # a run may go on with others
 
-def record(folder: Path, args: argparse.Namespace, *, seed: int, **facts: Any) -> None:
-    """Write ``args.json``, with further ``facts``, and ``script.py``, a copy of the script that runs, into a folder."""
+
+def record(folder: Path, args: argparse.Namespace, *, seed: int, before: Path | None = None, **facts: Any) -> None:
+    """Write ``args.json``, with further ``facts``, and ``script.py``, a copy of the script that runs, into a folder.
+
+    ``before``: of a run that goes on, the folder that it comes from, where ``args.json`` says where it was ``earlier``.
+    """
     script = Path(sys.argv[0])
     contents = {"command": sys.argv, "arguments": {**vars(args), "manualSeed": seed}, "versions": versions(),
                 **facts, "git": git_state(script.resolve().parent)}
+    earlier = _places(before) if before else []
+    contents["earlier"] = [place for number, place in enumerate(earlier)
+                           if place not in [*earlier[:number], {name: contents.get(name) for name in WHERE}]]
     write_atomically(folder / "args.json", (json.dumps(contents, indent=2) + "\n").encode())
     if script.is_file():
         write_atomically(folder / "script.py", script.read_bytes())
+
+
+def _places(folder: Path) -> list[dict[str, Any]]:
+    """Where a run has been so far; none, where nothing readable tells."""
+    try:
+        stored = json.loads((folder / "args.json").read_text())
+        return [*stored.get("earlier", []), {name: stored.get(name) for name in WHERE}]
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -37,10 +37,8 @@ def dense_layers(ring: Ring, sent: np.ndarray) -> frozenset[int]:
 
 
 def companions(ring: Ring, sent: np.ndarray) -> int:
-    """Number of samples that should take a step together, layer by layer, as they use the same weights.
-
-    A sample alone for all steps keeps its potentials in a cache instead, which is better where it uses few of them.
-    """
+    """Number of samples that should take a step together, layer by layer, as they use the same weights; one alone for
+    all steps keeps its potentials in a cache, which is better where it uses few weights."""
     weighted = [(sent[layer - 1], route) for layer, route in enumerate(ring.routes) if route and route.rows]
     values = sum(spikes * reached(route) for spikes, route in weighted)
     return TOGETHER if values > sum(route.weight.numel() for _, route in weighted) else 1

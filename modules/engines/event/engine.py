@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modules.circuit import Circuit
+from modules.engines.dense import DENSE
 from modules.engines.event import compiled, costs, layout
 from modules.engines.event.layout import image_of, lay_out, layers_of, to_pixels
 from modules.engines.event.team import Share, chunks, team
+from modules.engines.interface import ForwardResult
 from modules.engines.ring import Outcome, Ring, RingEngine
 from modules.engines.routes import to_layer
 
@@ -37,6 +40,11 @@ class EventEngine(RingEngine):
             return f"it computes in float32 or float64, not in {dtype}"
         return compiled.obstacle()
 
+    def simulate_forward(self, circuit: Circuit, x: Tensor) -> ForwardResult:
+        # Without a synapse whose work could follow spikes, passes over whole frames are faster than visits of pixels.
+        alone = circuit.event_input and len(circuit.connections) == 1
+        return DENSE.simulate_forward(circuit, x) if alone else super().simulate_forward(circuit, x)
+
     def simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
         plan = lay_out(ring, like)
         state = layout.State.at_rest(ring, plan, steps, counts)
@@ -50,9 +58,8 @@ class EventEngine(RingEngine):
                 course.go(share, range(step, after), pixels)
                 step = after
         traces = layers_of(ring, plan, state.traces, like)
-        numbers = layers_of(ring, plan, state.counts, like) if counts else traces
-        fired = torch.from_numpy(state.fired.reshape(plan.batch, -1).sum(0)).double()
-        return Outcome(traces=traces, counts=numbers, fired=fired)
+        return Outcome(traces=traces, counts=layers_of(ring, plan, state.counts, like) if counts else traces,
+                       fired=torch.from_numpy(state.fired.reshape(plan.batch, -1).sum(0)).double())
 
 
 @dataclass

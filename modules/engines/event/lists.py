@@ -31,10 +31,8 @@ def pointer(source, row, column):
 
 @jit(inline=True)
 def collect(plan, spikes, pointers, source, windows, column, rows, place):
-    """List the spikes that reach a pixel at ``rows[place]`` and on, and return where the list ends.
-
-    ``windows``: first and one after the last of ``Plan.row_windows``; ``column``: the one of ``Plan.column_windows``.
-    """
+    """List the spikes that reach a pixel at ``rows[place]`` and on, and return where the list ends; ``windows``: first
+    and one after the last of ``Plan.row_windows``; ``column``: the one of ``Plan.column_windows``."""
     for w in range(windows[0], windows[1]):
         window = plan.row_windows[w]
         if not at(pointers, pointer(source, window.row, source.width)):

@@ -16,11 +16,8 @@ Share = Callable[[Callable[[Any, range], None], list[range]], None]
 def team(make_tools: Callable[[], Any]) -> Iterator[Share]:
     """Threads that live as long as one simulation, so that processes may fork and simulations may run side by side.
 
-    Args:
-        make_tools: makes what each thread needs; the calling thread is one of them.
-
-    Yields:
-        A function that calls ``work(tools, chunk)`` with a thread's tools for every chunk of samples.
+    Yields a function that calls ``work(tools, chunk)`` for every chunk of samples, with what ``make_tools`` made for a
+    thread, of which the calling one is the first.
     """
     threads = torch.get_num_threads()
     tools = [make_tools() for _ in range(threads)]
