@@ -81,6 +81,9 @@ ROUTES = {
     "odd sizes": lambda: dict(input=synapses.Conv2d(2, 3, 3), layers=[synapses.Conv2d(3, 20, 3, stride=2),
                               synapses.Conv2d(20, 5, 5, stride=3, padding=1)],
                               feedback=synapses.ConvTranspose2d(5, 3, 7, stride=7, padding=2, dropout=0.5)),
+    "strides beyond the kernel": lambda: dict(input=synapses.Conv2d(2, 4, 3), layers=[
+                              synapses.Conv2d(4, 6, 1, stride=2, padding=0), synapses.Conv2d(6, 5, 2, stride=3)],
+                              feedback=synapses.ConvTranspose2d(5, 4, 1, stride=5, padding=0)),
     "no padding": lambda: dict(input=synapses.Conv2d(2, 4, 2, padding=0), layers=[synapses.Conv2d(4, 7, 4, padding=0)]),
     "upwards": lambda: dict(input=synapses.Conv2d(2, 4, 3, stride=2), layers=[
                             synapses.ConvTranspose2d(4, 6, 3, stride=2),
