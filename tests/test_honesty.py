@@ -252,7 +252,7 @@ def test_registered_engines_go_by_their_name() -> None:
 
 
 @pytest.mark.parametrize("module, program, words", [
-    ("numba", "engine='auto'", "takes dense, which is many times slower, in place of event: numba is installed, but "
+    ("numba", "engine='auto'", "takes dense, which is several times slower, in place of event: numba is installed, but "
                                "cannot be imported (ImportError: it needs an older NumPy)"),
     ("numba", "engine='event'", "the event engine leaves this network to the dense engine: numba is installed, but"),
     ("triton", "engine='cuda'", "Triton is installed but cannot be used (ImportError: it needs an older NumPy)"),

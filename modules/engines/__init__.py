@@ -67,7 +67,7 @@ def _select(engine: str | Engine, device: torch.device) -> tuple[Engine, bool]:
         return (_yielding(fast, device) if kind == "auto" and name == "cuda" else fast), name == "cuda"
     if kind == "cuda":
         raise EngineError(f"the engine {fast.name} cannot be used here: {reason}")
-    warn_once("auto", fast.name, sentence=f"engine 'auto' takes dense, which is many times slower, in place of "
+    warn_once("auto", fast.name, sentence=f"engine 'auto' takes dense, which is several times slower, in place of "
                                           f"{fast.name}: {reason}")
     return DENSE, False
 
