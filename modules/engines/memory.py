@@ -41,8 +41,8 @@ class Yielding:
                 raise
         # Only here, after the error, does nothing hold what the failed attempt had allocated.
         warn_once("auto", self.name, "memory", sentence=(
-            f"engine 'auto' goes on with dense, which is several times slower: {self.name} ran out of memory; a smaller "
-            "batch, or more parts of it (--accumulate), would leave it room"))
+            f"engine 'auto' goes on with dense, which is several times slower: {self.name} ran out of memory; a "
+            "smaller batch, or more parts of it (--accumulate), would leave it room"))
         self._engine = DENSE
         torch.cuda.empty_cache()  # does nothing without a GPU
         return getattr(DENSE, function)(*arguments)
