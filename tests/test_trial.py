@@ -147,8 +147,9 @@ def test_what_fails_under_auto_leaves_everything_to_dense(failing, words, suspec
     assert engine.calls == failing.get("after", 0) + 1 or failing.get("wrong")  # once, and no further than the failure
 
 
-def test_what_passes_is_used_and_said(suspect) -> None:
-    """Without a warning; each process tries once, and none again where a proof is kept."""
+def test_what_passes_is_used_and_said(suspect, capsys) -> None:
+    """Without a warning, but with a word, as it takes time; each process tries once, and none again where a proof is
+    kept."""
     engine = suspect()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -157,9 +158,11 @@ def test_what_passes_is_used_and_said(suspect) -> None:
         assert tried == 2 * sum(len(case.batches) for case in trial.CASES)
         rates("auto")
         assert engine.calls == tried + 2
+    assert capsys.readouterr().err.count("trying the engine cuda:tf32 on 'cpu', once") == 1
     assert engines.describe("dense", CPU) == "dense" and engines.describe(engine, CPU) == "cuda:tf32"
     again = suspect()  # as in another process
     assert engines.describe("cuda", CPU) == "cuda:tf32 (proved on this device)" and again.calls == 0
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spoil", ["renamed", "versions", "unreadable"])

@@ -155,6 +155,8 @@ def verdict(engine: Engine, device: torch.device) -> str | None:
     proof, content = _proof(engine, device)
     if os.path.exists(proof):
         return None
+    print(f"trying the engine {engine.name} on {_name(device)}, once for these versions; to compile its kernels may "
+          "take a minute", file=sys.stderr, flush=True)  # or its user would wait without a word
     for case, _, error in run(engine, device):
         if error is not None:
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
