@@ -176,16 +176,15 @@ def measure(options: argparse.Namespace, *flags: str) -> dict[str, Any]:
     own = prepared(options, *flags)
     network, device = own.model.network, own.inputs.device
     runs, spikes, memory, gradients, tests = {entry: [] for entry in entries}, {}, {}, {}, {}
-    gpu = device.type == "cuda"
-    alone = torch.cuda.memory_allocated() if gpu else 0  # before any engine has allocated what it keeps
+    alone = torch.cuda.memory_allocated()  # before any engine has allocated what it keeps; 0 without a GPU
     for number in range(options.repeats + 1):
         for entry, (network.engine, network.method) in entries.items():
-            before = torch.cuda.memory_allocated() if gpu else 0
-            if gpu:
+            before = torch.cuda.memory_allocated()
+            if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             seconds, spikes[entry] = one_iteration(own)
             runs[entry].append(seconds)
-            if gpu and number == 0:
+            if device.type == "cuda" and number == 0:
                 memory[entry] = round((alone + torch.cuda.max_memory_allocated() - before) / 2**30, 2)
             gradients[entry] = torch.cat([p.grad.flatten() for p in network.parameters()]).cpu()
             if own.test_loader and number == options.repeats:

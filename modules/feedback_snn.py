@@ -135,10 +135,11 @@ class FeedbackSNN(nn.Module):
         if keys is not None and (keys.dtype != torch.int64 or keys.shape != (len(sample),)):
             raise ValueError(f"keys must be int64 of shape ({len(sample)},), one for each sample, not {keys.dtype} of "
                              f"shape {tuple(keys.shape)}")
+        keys = None if keys is None else keys.to(x.device)  # a DataLoader's come on the CPU
         connections = []
         for stream, ((name, synapse), p, (source, target)) in enumerate(zip(synapses.items(), drops, ends)):
             weight, bias, *further = synapse.read()
-            mask = dropout_mask(keys.to(sample.device), target, p=p, stream=stream, dtype=x.dtype) if p else None
+            mask = dropout_mask(keys, target, p=p, stream=stream, dtype=x.dtype) if p else None
             connections.append(Connection(name=name, synapse=synapse, weight=weight, bias=bias, further=tuple(further),
                                           dropout=mask, dropout_scale=1 / (1 - p), input_shape=source,
                                           output_shape=target))

@@ -118,10 +118,10 @@ class Experiment:
             else:
                 if writes:
                     with mistakes.about(*places):
-                        came_from = found.path.parent if found and not args.new_readout else None
-                        folder.arrange(run, found if came_from else None)
+                        same = None if args.new_readout else found  # an earlier state of this run
+                        folder.arrange(run, same)
                         provenance.record(run.folder, args, seed=seed, device=device_name(device),
-                                          iterations_per_epoch=len(run.train_loader), before=came_from)
+                                          iterations_per_epoch=len(run.train_loader), before=same and same.path.parent)
                 training.fit(run)
             if writes and args.report:
                 with mistakes.about(run.folder):

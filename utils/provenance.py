@@ -18,7 +18,8 @@ WHERE = ("device", "versions", "git")  # a run may go on with others
 def record(folder: Path, args: argparse.Namespace, *, seed: int, before: Path | None = None, **facts: Any) -> None:
     """Write ``args.json``, with further ``facts``, and ``script.py``, a copy of the script that runs, into a folder.
 
-    ``before``: of a run that goes on, the folder that it comes from, where ``args.json`` says where it was ``earlier``.
+    ``before``: of a run that goes on, the folder that it comes from; what its ``args.json`` says of other devices,
+    versions and commits is kept as ``earlier``.
     """
     script = Path(sys.argv[0])
     contents = {"command": sys.argv, "arguments": {**vars(args), "manualSeed": seed}, "versions": versions(),
@@ -36,7 +37,7 @@ def _places(folder: Path) -> list[dict[str, Any]]:
     try:
         stored = json.loads((folder / "args.json").read_text())
         return [*stored.get("earlier", []), {name: stored.get(name) for name in WHERE}]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return []
 
 

@@ -5,7 +5,8 @@ steps at once before the next one does (:mod:`modules.engines.cuda.chain`).
 
 Precisions, in which the products of spikes and weights are formed; everything else is in float32:
     fp32     IEEE single precision
-    tf32     weights rounded to 11 significant bits: PyTorch's default for convolutions, so that of published results
+    tf32     weights rounded to 11 significant bits: PyTorch's default for convolutions, so that of published results;
+             computed as bf16x2 is, which holds these bits exactly
     bf16x2   weights as the sum of two bfloat16 numbers, some 17 bits: spikes are exact in bfloat16
     bf16     weights rounded to 8 bits
 """
