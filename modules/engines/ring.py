@@ -130,7 +130,7 @@ def forward_ring(circuit: Circuit, leak: float, batch: int, device: torch.device
     """Layers 0 to N-1, closed by the feedback synapse; ``leak`` as the number format holds it."""
     neuron, feedback = circuit.neuron, circuit.feedback
     into = [feedback, *circuit.feedforward[1:]]
-    gates = [torch.ones((batch, *c.output_shape), dtype=torch.bool, device=device) if k is None else k
+    gates = [torch.ones((), dtype=torch.bool, device=device).expand(batch, *c.output_shape) if k is None else k
              for c, k in zip(circuit.feedforward, _kept_units(circuit))]
     if feedback is None:
         gates[-1] = torch.zeros_like(gates[-1])

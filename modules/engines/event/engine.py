@@ -50,13 +50,12 @@ class EventEngine(RingEngine):
         state = layout.State.at_rest(ring, plan, steps, counts)
         weights = (ring.leak ** np.arange(steps - 1, -1, -1.0)).astype(state.traces.dtype)
         course = (Loop if ring.closed else Chain)(ring, plan, state, weights)
-        step = 0
-        with team(partial(course.tools.of, ring, plan)) as share:
-            for current in currents:
-                pixels = to_pixels(current.flatten(0, 1), plan.layers[0]).unflatten(0, current.shape[:2])
-                after = steps if len(current) == 1 and step == 0 else step + len(current)
-                course.go(share, range(step, after), pixels)
-                step = after
+        share, step = team(partial(course.tools.of, ring, plan)), 0
+        for current in currents:
+            pixels = to_pixels(current.flatten(0, 1), plan.layers[0]).unflatten(0, current.shape[:2])
+            after = steps if len(current) == 1 and step == 0 else step + len(current)
+            course.go(share, range(step, after), pixels)
+            step = after
         traces = layers_of(ring, plan, state.traces, like)
         return Outcome(traces=traces, counts=layers_of(ring, plan, state.counts, like) if counts else traces,
                        fired=torch.from_numpy(state.fired.reshape(plan.batch, -1).sum(0)).double())

@@ -4,6 +4,7 @@ Units of a layer lie pixel by pixel, channels padded to whole vectors, in blocks
 together.
 """
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -179,8 +180,8 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
         row_begins=np.array(begins, np.int64), row_windows=np.array(windows, WINDOW_ROW),
         column_windows=np.array(columns, WINDOW_COLUMN),
         pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers), signs=np.array([1, -1], numbers),
-        gate=np.concatenate([_bits(gate, L, line) for gate, L in zip(ring.gates, layers)], axis=1).reshape(-1),
-        keep=np.empty(0, numbers) if ring.keep is None else _kept(ring.keep, layers[0], total["units"], numbers),
+        gate=_bits(ring.gates, layers, line, total["words"]),
+        keep=np.empty(0, numbers) if ring.keep is None else _units(ring.keep, layers[0], total["units"], numbers),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
         batch=len(ring.gates[0]), **total)
 
@@ -201,24 +202,39 @@ def layers_of(ring: Ring, plan: Plan, array: np.ndarray, like: Tensor) -> list[T
     """A tensor ``(batch, *shape)`` of the type of ``like`` for each layer from an array of units."""
     units, found = torch.from_numpy(array).view(plan.batch, plan.units), []
     for L, shape in zip(plan.layers, ring.shapes):
-        height, width, channels = image_of(L)
-        own = units[:, L["units"]:][:, :height * width * channels]
-        blocks = [block.unflatten(1, (height, width, -1)) for block in own.split(height * width * int(L["block"]), 1)]
-        found.append(to_layer(torch.cat(blocks, -1).to(like.dtype), shape))
+        image = like.new_empty((plan.batch, *L[["height", "width", "channels"]].item()))
+        for channels, block in _blocks(units, L):
+            image[..., channels] = block
+        found.append(to_layer(image, shape))
     return found
 
 
-def _kept(keep: Tensor, L: np.void, units: int, dtype: type) -> np.ndarray:
-    """``Ring.keep`` as an array of units, of which those behind the first layer, ``L``, are not set."""
-    pixels = to_pixels(keep, L)
-    array = np.empty((len(keep), units), dtype)
-    array[:, :pixels[0].numel()] = torch.cat([p.flatten(1) for p in pixels.split(int(L["block"]), -1)], 1).numpy()
+def _units(tensor: Tensor, L: np.void, units: int, dtype: type) -> np.ndarray:
+    """``(batch, *shape)`` of the layer ``L`` as an array of units, of which the others are 0."""
+    array, pixels = np.zeros((len(tensor), units), dtype), pixel_by_pixel(tensor)
+    for channels, block in _blocks(torch.from_numpy(array), L):
+        block.copy_(pixels[..., channels])
     return array.reshape(-1)
 
 
-def _bits(gate: Tensor, L: np.void, line: int) -> np.ndarray:
-    """A gate ``(batch, *shape)`` as bytes of whole words ``(batch, n)``, a bit for each unit, ``line`` or a multiple of
-    it for each pixel."""
-    pixels = to_pixels(gate, L)
-    bits = np.packbits(F.pad(pixels, (0, -pixels.shape[-1] % line)).flatten(1).numpy(), axis=1, bitorder="little")
-    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % (WORD // 8))))
+def _blocks(units: Tensor, L: np.void) -> Iterator[tuple[slice, Tensor]]:
+    """The channels of each block of the layer ``L``, without padding, and where ``units``, ``(batch, units)``, has
+    them, ``(batch, height, width, channels)``."""
+    height, width, padded_channels = image_of(L)
+    for channel in range(0, padded_channels, int(L["block"])):
+        size = min(int(L["block"]), padded_channels - channel)
+        first, after = int(L["units"]) + channel * height * width, min(channel + size, int(L["channels"]))
+        block = units[:, first:first + size * height * width].unflatten(1, (height, width, size))
+        yield slice(channel, after), block[..., :after - channel]
+
+
+def _bits(gates: list[Tensor], layers: np.ndarray, line: int, words: int) -> np.ndarray:
+    """Gates ``(batch, *shape)`` of all layers as bytes, ``(batch * words * 8)``, a bit for each unit, ``line`` or a
+    multiple of it for each pixel."""
+    bits = torch.zeros((len(gates[0]), words * WORD), dtype=torch.bool)
+    for gate, L in zip(gates, layers):
+        pixels, first = pixel_by_pixel(gate), int(L["words"]) * WORD
+        shape = *pixels.shape[1:3], -(-int(L["padded"]) // line) * line
+        own = bits[:, first:first + math.prod(shape)].unflatten(1, shape)
+        own[..., :pixels.shape[-1]] = pixels
+    return np.packbits(bits.numpy(), bitorder="little")

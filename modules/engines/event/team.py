@@ -1,7 +1,8 @@
 """Threads that share the samples of a batch."""
-from collections.abc import Callable, Iterator
+import functools
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,15 +13,11 @@ TURNS = 16
 Share = Callable[[Callable[[Any, range], None], list[range]], None]
 
 
-@contextmanager
-def team(make_tools: Callable[[], Any]) -> Iterator[Share]:
-    """Threads that live as long as one simulation, so that processes may fork and simulations may run side by side.
-
-    Yields a function that calls ``work(tools, chunk)`` for every chunk of samples, with what ``make_tools`` made for a
-    thread, of which the calling one is the first.
-    """
+def team(make_tools: Callable[[], Any]) -> Share:
+    """A function that calls ``work(tools, chunk)`` for every chunk of samples, in as many threads as PyTorch has, with
+    what ``make_tools`` made for each; the calling thread is one of them."""
     threads = torch.get_num_threads()
-    tools = [make_tools() for _ in range(threads)]
+    tools, helpers = [make_tools() for _ in range(threads)], _helpers(threads - 1, os.getpid())
 
     def share(work: Callable[[Any, range], None], chunks: list[range]) -> None:
         left = iter(chunks)
@@ -32,15 +29,24 @@ def team(make_tools: Callable[[], Any]) -> Iterator[Share]:
         # Of this thread, and of those that call PyTorch for the first time: more would only wait, and keep cores busy.
         torch.set_num_threads(1)
         try:
-            others = [pool.submit(take_turns, own) for own in tools[1:len(chunks)]]
+            others = [helpers.submit(take_turns, own) for own in tools[1:len(chunks)]]
             take_turns(tools[0])
             for other in others:
-                other.result()
+                other.cancel() or other.result()  # one that another simulation still keeps from its first turn has none
         finally:
             torch.set_num_threads(threads)
 
-    with ThreadPoolExecutor(threads) as pool:
-        yield share
+    return share
+
+
+@functools.cache
+def _helpers(number: int, process: int) -> ThreadPoolExecutor:
+    """Threads besides the calling one, of this process, as a forked one has none of them.
+
+    They are kept: to start one takes some milliseconds while PyTorch's own threads wait for more to do, as they keep
+    the cores busy, and who starts it waits as long; who wakes one does not.
+    """
+    return ThreadPoolExecutor(max(1, number))
 
 
 def chunks(batch: int, together: int) -> list[range]:
