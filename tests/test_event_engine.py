@@ -1,8 +1,10 @@
 """The event engine against the dense one: every spike where sums are exact, and bounded differences where not."""
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, notices, synapses
 from modules.engines import ring
 from modules.engines.dense import DENSE
 from modules.engines.event import costs
 from modules.engines.event import engine as event
+from modules.engines.event.team import chunks, team
 from tests.networks import NAMES, sample_input, small
 
 EVENT = event.EventEngine()
@@ -227,12 +230,51 @@ def test_gradients_do_not_depend_on_threads_or_neighbours() -> None:
 
 
 def test_workers_may_fork_after_a_simulation() -> None:
-    """Data loaders fork; a pool of threads that outlived a simulation would hang their processes."""
-    model = small("lenet", engine="event").train()
-    data = TensorDataset(sample_input("lenet", model, batch=6))
-    for _ in range(2):
-        for images, in DataLoader(data, 3, num_workers=2):
-            model.network(images).sum().backward()
+    """Data loaders fork; their processes do not have the threads that the engine keeps, and may simulate, too."""
+    model, threads = small("lenet", engine="event").eval(), torch.get_num_threads()
+    images = sample_input("lenet", model, batch=6)
+
+    class Simulated(torch.utils.data.Dataset):
+        def __getitem__(self, indices):
+            return model.network(images[indices]).detach()
+
+    torch.set_num_threads(2)
+    try:
+        expected = model.network(images)
+        loader = DataLoader(Simulated(), None, sampler=[range(3), range(3, 6)], num_workers=2, timeout=60)
+        for _ in range(2):
+            assert torch.equal(torch.cat(list(loader)), expected)
+            assert torch.equal(model.network(images), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_fork_has_threads_of_its_own() -> None:
+    """It lacks those that the engine keeps in the process that it came from."""
+    threads = torch.get_num_threads()
+
+    def work_in_turns() -> None:
+        both, found = threading.Barrier(2), []
+
+        def work(own, chunk):
+            if not own:
+                own.append(both.wait(30))  # a second thread must come
+            found.append(chunk)
+
+        team(list)(work, chunks(8, 1))
+        assert sorted(found, key=min) == chunks(8, 1)
+
+    torch.set_num_threads(2)
+    try:
+        work_in_turns()
+        process = multiprocessing.get_context("fork").Process(target=work_in_turns)
+        process.start()
+        process.join(60)
+        ended = process.exitcode
+        process.kill()
+        assert ended == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_simulations_side_by_side() -> None:
