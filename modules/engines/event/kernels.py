@@ -58,13 +58,14 @@ def pool(plan, state, scratch, layer, sample, number):
     for v in range(at(scratch.begins, number), at(scratch.begins, number + 1)):
         V = scratch.visits[v]
         units = sample * plan.units + L.units + V.pixel * L.block
+        keep = (sample * plan.words + L.words) * WORD + V.pixel * (-(-L.padded // WORD) * WORD)
         for i in range(V.begin, V.end):
             spike = np.intp(at(scratch.rows, i))
             channel, amount = spike >> 1, plan.pool[layer] * at(plan.signs, spike & 1)
-            within = channel % L.block
+            within, bit = channel % L.block, keep + channel
             unit = units + (channel - within) * L.height * L.width + within
-            amount = amount * at(plan.keep, unit) if L.masked else amount
-            put(state.potentials, unit, at(state.potentials, unit) + amount)
+            if not L.masked or at(plan.keep, bit >> 3) >> (bit & 7) & 1:
+                put(state.potentials, unit, at(state.potentials, unit) + amount)
         V.end = V.begin  # no rows of weights are left to add
 
 
@@ -81,6 +82,7 @@ def _updates_of(width):
         L = plan.layers[layer]
         area, line = L.height * L.width, -(-L.padded // WORD) * WORD  # a pixel's bits
         units, bits = sample * plan.units + L.units + channel * area, number * plan.words * WORD + channel
+        gates = (sample * plan.words + L.words) * WORD + channel
         frame = frame if frame < 0 else frame + number * area * L.padded + channel
         first, after = at(scratch.begins, number), at(scratch.begins, number + 1)
         weights, fired, beyond = L.weights + channel * L.weight_rows, 0, np.uint64(0)
@@ -93,7 +95,7 @@ def _updates_of(width):
             if L.bias >= 0:
                 total = total + load(plan.bias, L.bias + channel, width)
             if L.masked:
-                total = potential + total * load(plan.keep, unit, width)
+                total = add_if(potential, load_bits(plan.keep, gates + pixel * line, width), total)
             if frame >= 0:
                 total = total + load(current, frame + pixel * L.padded, width)
             total, up, down, still = fire(plan, total)
@@ -112,7 +114,7 @@ def _updates_of(width):
                     store(state.counts, unit, add_if(load(state.counts, unit, width), up | down, 1))
                 fired += count(up | down)
             if writes:
-                gate = load_bits(plan.gate, (sample * plan.words + L.words) * WORD + channel + pixel * line, width)
+                gate = load_bits(plan.gate, gates + pixel * line, width)
                 dense = add_if(fill(plan.upper - plan.upper, width), up & gate, 1)
                 place = plan.batch * L.units + (sample * area + pixel) * L.padded + channel
                 store(state.dense, place, add_if(dense, down & gate, -1))

@@ -161,9 +161,9 @@ _offer(operator.sub, "sub")
 _offer(operator.mul, "mul")
 
 
-@_operation(lambda lanes, bits, amount: lanes(lanes, types.uint64, lanes.dtype))
+@_operation(lambda lanes, bits, other: lanes(lanes, types.uint64, other if isinstance(other, Lanes) else lanes.dtype))
 def add_if(builder, lanes, bits, amount):
-    """``lanes`` with ``amount`` added to those whose bit of ``bits``, a uint64, is set."""
+    """``lanes`` with ``amount``, a number or a vector, added to those whose bit of ``bits``, a uint64, is set."""
     words = [builder.trunc(builder.lshr(bits, INT64(PART * n)), ir.IntType(PART)) for n in range(len(lanes))]
     flags = [builder.bitcast(word, ir.VectorType(ir.IntType(1), PART)) for word in words]
     return [builder.select(*parts) for parts in zip(flags, _combine(builder, "add", lanes, amount), lanes)]

@@ -4,7 +4,6 @@ Units of a layer lie pixel by pixel, channels padded to whole vectors, in blocks
 together.
 """
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +48,7 @@ class Plan(NamedTuple):
     pool: np.ndarray  # factor of a pooling route, per layer
     signs: np.ndarray  # 1 and -1
     gate: np.ndarray  # uint8, a bit for each unit, (batch * words * 8); where 0, a spike is counted but not sent
-    keep: np.ndarray  # (batch * units), factor on what reaches the first layer by the closing route, or empty
+    keep: np.ndarray  # likewise, which units of the first layer the closing route reaches, or empty where it is all
     upper: np.floating  # of the neurons, like the next three
     lower: np.floating  # -inf for neurons that fire one sign only
     quantum: np.floating
@@ -181,7 +180,7 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
         column_windows=np.array(columns, WINDOW_COLUMN),
         pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers), signs=np.array([1, -1], numbers),
         gate=_bits(ring.gates, layers, line, total["words"]),
-        keep=np.empty(0, numbers) if ring.keep is None else _units(ring.keep, layers[0], total["units"], numbers),
+        keep=np.empty(0, np.uint8) if ring.keep is None else _bits([ring.keep], layers, line, total["words"]),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
         batch=len(ring.gates[0]), **total)
 
@@ -202,35 +201,19 @@ def layers_of(ring: Ring, plan: Plan, array: np.ndarray, like: Tensor) -> list[T
     """A tensor ``(batch, *shape)`` of the type of ``like`` for each layer from an array of units."""
     units, found = torch.from_numpy(array).view(plan.batch, plan.units), []
     for L, shape in zip(plan.layers, ring.shapes):
-        image = like.new_empty((plan.batch, *L[["height", "width", "channels"]].item()))
-        for channels, block in _blocks(units, L):
-            image[..., channels] = block
+        image, first = like.new_empty((plan.batch, *L[["height", "width", "channels"]].item())), int(L["units"])
+        for block in image.split(int(L["block"]), -1):
+            own = *block.shape[1:3], padded(block.shape[-1])
+            after = first + math.prod(own)
+            block.copy_(units[:, first:after].unflatten(1, own)[..., :block.shape[-1]])
+            first = after
         found.append(to_layer(image, shape))
     return found
 
 
-def _units(tensor: Tensor, L: np.void, units: int, dtype: type) -> np.ndarray:
-    """``(batch, *shape)`` of the layer ``L`` as an array of units, of which the others are 0."""
-    array, pixels = np.zeros((len(tensor), units), dtype), pixel_by_pixel(tensor)
-    for channels, block in _blocks(torch.from_numpy(array), L):
-        block.copy_(pixels[..., channels])
-    return array.reshape(-1)
-
-
-def _blocks(units: Tensor, L: np.void) -> Iterator[tuple[slice, Tensor]]:
-    """The channels of each block of the layer ``L``, without padding, and where ``units``, ``(batch, units)``, has
-    them, ``(batch, height, width, channels)``."""
-    height, width, padded_channels = image_of(L)
-    for channel in range(0, padded_channels, int(L["block"])):
-        size = min(int(L["block"]), padded_channels - channel)
-        first, after = int(L["units"]) + channel * height * width, min(channel + size, int(L["channels"]))
-        block = units[:, first:first + size * height * width].unflatten(1, (height, width, size))
-        yield slice(channel, after), block[..., :after - channel]
-
-
 def _bits(gates: list[Tensor], layers: np.ndarray, line: int, words: int) -> np.ndarray:
-    """Gates ``(batch, *shape)`` of all layers as bytes, ``(batch * words * 8)``, a bit for each unit, ``line`` or a
-    multiple of it for each pixel."""
+    """Gates ``(batch, *shape)`` of the first layers as bytes, ``(batch * words * 8)``, a bit for each unit, ``line`` or
+    a multiple of it for each pixel."""
     bits = torch.zeros((len(gates[0]), words * WORD), dtype=torch.bool)
     for gate, L in zip(gates, layers):
         pixels, first = pixel_by_pixel(gate), int(L["words"]) * WORD
