@@ -41,8 +41,8 @@ def team(make_tools: Callable[[], Any]) -> Share:
 
 @functools.cache
 def _helpers(number: int, process: int) -> ThreadPoolExecutor:
-    """Threads besides the calling one of a process, as a fork has none of those that it knows of. They are kept: to start
-    one takes milliseconds while PyTorch's own keep the cores busy, waiting for more to do."""
+    """Threads besides the calling one of a process, as a fork has none of those that it knows of. They are kept: to
+    start one takes milliseconds while PyTorch's own keep the cores busy, waiting for more to do."""
     return ThreadPoolExecutor(max(1, number))
 
 
