@@ -32,7 +32,7 @@ def team(make_tools: Callable[[], Any]) -> Share:
             others = [helpers.submit(take_turns, own) for own in tools[1:len(chunks)]]
             take_turns(tools[0])
             for other in others:
-                other.cancel() or other.result()  # one that another simulation still keeps from its first turn has none
+                other.cancel() or other.result()  # one that has not begun has nothing left to do
         finally:
             torch.set_num_threads(threads)
 
