@@ -47,7 +47,7 @@ def _draw(rows: Sequence[Sequence[float]], measured: Sequence[dict[str, Any]]) -
     for own, (title, names) in zip(axes.flat, panels.items()):
         lines = {name: [row[COLUMNS.index(name)] for row in rows] for name in names}
         figures.draw_lines(own, range(1, len(rows) + 1), lines, title=title, xlabel="Epoch")
-        own.xaxis.get_major_locator().set_params(integer=True)
+        own.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     spiking = [row for row in measured if "backward_rates" in row]
     layers = figures.by_layer(list(zip(*(row["backward_rates"] for row in spiking))))
     figures.draw_lines(axes[1, 1], [row["iteration"] for row in spiking], layers, xlabel="Iteration",
