@@ -29,7 +29,7 @@ class IDE(ImplicitGradient):
         """``beta`` in floats. Where sweeps do not converge, the iterate that changed least, and one warning."""
         gates = circuit.gates([mask.to(gradient.dtype) / circuit.neuron.quantum for mask in masks])
         betas = best = sweep(circuit, gradient, gates)
-        sweeps, least, residual = 1, torch.inf, torch.inf if circuit.has_feedback else 0.0
+        sweeps, least, residual = 1, torch.inf, float(circuit.has_feedback)  # the first one changed all, from 0
         while not residual <= circuit.tolerance and sweeps < circuit.max_sweeps:
             for _ in range(min(INTERVAL.get(gradient.device.type, 1), circuit.max_sweeps - sweeps)):
                 before, betas = betas, sweep(circuit, gradient, gates, betas[0])
