@@ -58,7 +58,7 @@ def pool(plan, state, scratch, layer, sample, number):
     for v in range(at(scratch.begins, number), at(scratch.begins, number + 1)):
         V = scratch.visits[v]
         units = sample * plan.units + L.units + V.pixel * L.block
-        keep = (sample * plan.words + L.words) * WORD + V.pixel * (-(-L.padded // WORD) * WORD)
+        keep = (sample * plan.words + L.words) * WORD + V.pixel * L.line
         for i in range(V.begin, V.end):
             spike = np.intp(at(scratch.rows, i))
             channel, amount = spike >> 1, plan.pool[layer] * at(plan.signs, spike & 1)
@@ -80,7 +80,7 @@ def _updates_of(width):
         ``number``: of the sample among those of this step; ``channel``: the first of the block.
         """
         L = plan.layers[layer]
-        area, line = L.height * L.width, -(-L.padded // WORD) * WORD  # a pixel's bits
+        area, line = L.height * L.width, L.line
         units, bits = sample * plan.units + L.units + channel * area, number * plan.words * WORD + channel
         gates = (sample * plan.words + L.words) * WORD + channel
         frame = frame if frame < 0 else frame + number * area * L.padded + channel
@@ -142,7 +142,7 @@ def emit(spikes, bits, number, negative, place):
 def send(plan, state, scratch, layer, sample, number, step):
     """List the spikes that pass the gate."""
     L = plan.layers[layer]
-    width, words, bits = L.width, -(-L.padded // WORD), number * plan.words * WORD
+    width, words, bits = L.width, L.line // WORD, number * plan.words * WORD
     place = step % 2 * plan.batch + sample
     pointers, gates = place * plan.pointers + L.pointers, (sample * plan.words + L.words) * WORD
     v, end_of_visits = at(scratch.begins, number), at(scratch.begins, number + 1)  # the next visit

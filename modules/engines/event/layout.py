@@ -28,6 +28,7 @@ def _record(*names: str) -> np.dtype:
 LAYER = _record(
     "height", "width", "channels", "padded", "block",  # its image; channels with padding, and of one block
     "units", "spikes", "pointers", "words",  # where its units, lists, pointers, words begin among a sample's
+    "line",  # bits of a pixel
     "spike_column",  # what a spike's number grows by from column to column
     "weights", "weight_rows", "bias",  # of its route; where weights and bias (or -1) begin
     "pool", "masked",  # kinds of route
@@ -148,12 +149,13 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
     # Narrow blocks do where what a pooling brings is added up spike by spike.
     layers["block"] = [WIDTHS[0] if ring.closed and own else WIDTHS[-1] for own in pools]
     layers["padded"] = [padded(*pair) for pair in layers[["channels", "block"]].tolist()]
+    layers["line"] = -(-layers["padded"] // line) * line
     layers["weight_rows"] = [0 if route is None else route.rows for route in ring.routes]
     layers["pool"], layers["masked"][0], layers["bias"] = pools, ring.keep is not None, -1
     area = layers["height"] * layers["width"]
     sizes = {"units": area * layers["padded"], "spikes": area * layers["channels"],
              "pointers": area + layers["height"],
-             "words": -(-area * -(-layers["padded"] // line) * line // WORD),
+             "words": -(-area * layers["line"] // WORD),
              "weights": layers["weight_rows"] * layers["padded"]}
     for name, own in sizes.items():
         layers[name] = own.cumsum() - own
@@ -179,8 +181,8 @@ def lay_out(ring: Ring, like: Tensor) -> Plan:
         row_begins=np.array(begins, np.int64), row_windows=np.array(windows, WINDOW_ROW),
         column_windows=np.array(columns, WINDOW_COLUMN),
         pool=np.array([0 if r is None else r.scale for r in ring.routes], numbers), signs=np.array([1, -1], numbers),
-        gate=_bits(ring.gates, layers, line, total["words"]),
-        keep=np.empty(0, np.uint8) if ring.keep is None else _bits([ring.keep], layers, line, total["words"]),
+        gate=_bits(ring.gates, layers, total["words"]),
+        keep=np.empty(0, np.uint8) if ring.keep is None else _bits([ring.keep], layers, total["words"]),
         upper=numbers(ring.upper), lower=numbers(ring.lower), quantum=numbers(ring.quantum), leak=numbers(ring.leak),
         batch=len(ring.gates[0]), **total)
 
@@ -211,13 +213,12 @@ def layers_of(ring: Ring, plan: Plan, array: np.ndarray, like: Tensor) -> list[T
     return found
 
 
-def _bits(gates: list[Tensor], layers: np.ndarray, line: int, words: int) -> np.ndarray:
-    """Gates ``(batch, *shape)`` of the first layers as bytes, ``(batch * words * 8)``, a bit for each unit, ``line`` or
-    a multiple of it for each pixel."""
+def _bits(gates: list[Tensor], layers: np.ndarray, words: int) -> np.ndarray:
+    """Gates ``(batch, *shape)`` of the first layers as bytes, ``(batch * words * 8)``, a bit for each unit."""
     bits = torch.zeros((len(gates[0]), words * WORD), dtype=torch.bool)
     for gate, L in zip(gates, layers):
         pixels, first = pixel_by_pixel(gate), int(L["words"]) * WORD
-        shape = *pixels.shape[1:3], -(-int(L["padded"]) // line) * line
+        shape = *pixels.shape[1:3], int(L["line"])
         own = bits[:, first:first + math.prod(shape)].unflatten(1, shape)
         own[..., :pixels.shape[-1]] = pixels
     return np.packbits(bits.numpy(), bitorder="little")
