@@ -1,18 +1,15 @@
 """From the recordings of CIFAR10-DVS to frames in a folder of their own, one file for each recording, on all cores."""
 import hashlib
 import inspect
-import json
 import os
-import pickle
-import subprocess
-import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
+from joblib import Parallel, delayed
 
 from data.dvs_files import Key, Recording, dataset_folder, find_recordings, numbered, verify
 from data.frames import TRANSFORMS, events_to_frames
@@ -77,79 +74,29 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
         for archive in follow(archives, label="Checking zips", total=len(archives), unit="zip") if archives else ():
             verify(archive, folder.parent)
         jobs = [(recording, folder / f"cifar10_{name}_{number}.npy") for (name, number), recording in missing.items()]
+        # Loky's processes neither run the user's script again nor inherit its threads, with which a fork may hang.
+        share = Parallel(workers or cores(), "loky", return_as="generator_unordered", initializer=follow_parent,
+                         idle_worker_timeout=10)
+        convert_one = delayed(partial(_convert_one, frames=frames, transform=TRANSFORMS[transform], size=size))
         try:
-            with closing(_on_all_cores(jobs, (frames, transform, size), workers or cores())) as done:
+            with closing(share(convert_one(*job) for job in jobs)) as done:
                 for _ in follow(done, label="Converting recordings", total=len(jobs), unit="recording"):
                     pass
+        except BrokenExecutor as error:
+            raise UserError("a process that converts recordings was killed: see to the memory of this machine, and run "
+                            "again to go on with the rest") from error
+        except OSError as error:
+            raise UserError(str(error)) from error
         finally:
             remove_leftovers(folder)
 
 
-def _on_all_cores(jobs: list[tuple[Recording, Path]], settings: tuple[int, str, int], number: int) -> Iterator[None]:
-    """Convert in several processes, each of which takes an equal share; an item is yielded for each job that is done.
-
-    They are processes of this file, not copies of the one that asks: they neither run the user's script again, which
-    need not be prepared for that, nor inherit its threads, with which a forked copy may hang.
-    """
-    shares = [jobs[first::number] for first in range(min(number, len(jobs)))]
-    code = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    workers: list[subprocess.Popen] = []
-    reading, writing = os.pipe()
-    with open(reading) as answers, open(writing, "wb") as end:
-        try:
-            for share in shares:
-                with TemporaryFile() as task:
-                    pickle.dump((share, *settings), task)
-                    task.seek(0)
-                    workers.append(subprocess.Popen([sys.executable, "-P", "-m", "data.dvs_convert"], stdin=task,
-                                                    stdout=end, env={**os.environ, "PYTHONPATH": code}))
-            end.close()
-            for line in answers:
-                if answer := json.loads(line):
-                    mistake, text = answer
-                    raise UserError(text) if mistake else RuntimeError(text)
-                yield
-            for status in (worker.wait() for worker in workers):
-                if status:
-                    raise UserError(f"a process that converts recordings ended with status {status}: see to the memory "
-                                    f"of this machine, and run again to go on with the rest")
-        finally:
-            for worker in workers:
-                worker.terminate()
-                worker.wait()
-
-
-def _work() -> None:
-    """Be one of several workers: take a share of recordings from the standard input, report to the output."""
-    follow_parent()
-    try:
-        jobs, frames, transform, size = pickle.load(sys.stdin.buffer)
-        if transform not in TRANSFORMS:
-            raise UserError(f"the frame transform {transform!r} is unknown to the processes that convert recordings: "
-                            f"define it in data/frames.py")
-        for recording, target in jobs:
-            _convert_one(recording, target, frames=frames, transform=transform, size=size)
-            _answer(None)
-    except (UserError, OSError) as error:
-        _answer((True, str(error)))
-    except Exception:  # a fault of the code, a transform's for one: who asked gets its traceback
-        _answer((False, traceback.format_exc()))
-
-
-def _answer(answer: tuple[bool, str] | None) -> None:
-    """Tell who asked that a recording is done, or why none will be: whether by a user's mistake, and words."""
-    os.write(1, json.dumps(answer).encode() + b"\n")
-
-
-def _convert_one(recording: Recording, target: Path, *, frames: int, transform: str, size: int) -> None:
+def _convert_one(recording: Recording, target: Path, *, frames: int, transform: Callable[[np.ndarray, int], np.ndarray],
+                 size: int) -> None:
     events = recording.read()
     try:
         counts = events_to_frames(events, frames)
     except UserError as error:
         raise UserError(f"{recording}: {error}") from error
     with replacing(target) as file:
-        np.save(file, TRANSFORMS[transform](counts, size))
-
-
-if __name__ == "__main__":
-    _work()
+        np.save(file, transform(counts, size))

@@ -24,7 +24,7 @@ from data import cifar10_dvs, dvs_convert, dvs_files, frames
 from data.aedat import read_aedat
 from data.cifar10_dvs import CIFAR10DVS
 from data.dvs_convert import cache_folder, convert
-from data.dvs_files import CLASSES, FILES, FOLDER, Recording, fetch, find_recordings
+from data.dvs_files import CLASSES, FILES, FOLDER, fetch, find_recordings
 from data.frames import clean_transform, events_to_frames, reference_transform
 from tests.processes import environment
 from tests.recordings import make_dataset
@@ -536,16 +536,17 @@ def test_scripts_without_a_guard(root, tmp_path, way):
                                         "Converting recordings, recording 3/3", "20"]
 
 
-def test_faults_of_workers(root, monkeypatch, tmp_path):
-    """A worker's fault shows its traceback, a transform that it does not know is named, and so is one that dies."""
-    jobs = [(Recording(None), tmp_path / "frames.npy")]
-    with pytest.raises(RuntimeError, match="Traceback (?s:.*)in _convert_one(?s:.*)AttributeError"):
-        list(dvs_convert._on_all_cores(jobs, (3, "reference", 48), 1))
-    with pytest.raises(UserError, match="'blur' is unknown .*data/frames.py"):
-        list(dvs_convert._on_all_cores(jobs, (3, "blur", 48), 1))
-    good = Recording(root / FOLDER / "cat" / "cifar10_cat_0.aedat")
-    with pytest.raises(UserError, match="No such file .*missing"):
-        list(dvs_convert._on_all_cores([(good, tmp_path / "missing" / "frames.npy")], (3, "reference", 48), 1))
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(UserError, match="ended with status 1"):
-        list(dvs_convert._on_all_cores(jobs, (3, "reference", 48), 1))
+def test_faults_of_workers(root, monkeypatch):
+    """A worker's fault shows its traceback, one that dies is named, and a transform of the user's own reaches it."""
+    def convert_with(transform: Callable[..., np.ndarray]) -> None:
+        monkeypatch.setitem(frames.TRANSFORMS, "own", transform)
+        convert(root, workers=2, frames=3, transform="own")
+
+    for transform, error, message in ((lambda counts, size: counts.nothing, AttributeError, "nothing"),
+                                      (lambda counts, size: open("/missing/file"), UserError, "No such file .*missing"),
+                                      (lambda counts, size: os._exit(1), UserError, "killed: see to the memory")):
+        with pytest.raises(error, match=message):
+            convert_with(transform)
+        (cache_folder(root, frames=3, transform="own") / dvs_convert.MARK).unlink()
+    convert_with(lambda counts, size: counts[..., :size, :size])
+    assert len([*cache_folder(root, frames=3, transform="own").glob("*.npy")]) == 30
