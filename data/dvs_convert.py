@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from data.dvs_files import Key, Recording, dataset_folder, find_recordings, numbered, verify
 from data.frames import TRANSFORMS, events_to_frames
 from utils.errors import UserError
-from utils.files import alone_in, expand, remove_leftovers, replacing
+from utils.files import alone_in, remove_leftovers, replacing
 from utils.processes import cores, follow_parent
 from utils.progress import follow
 
@@ -29,7 +29,7 @@ def cache_folder(root: str | Path, *, frames: int, transform: str, size: int = 4
         raise UserError(f"there is no frame transform {transform!r}: choose one of {', '.join(TRANSFORMS)}")
     if frames < 1 or size < 1:
         raise UserError(f"frames and size must be at least 1, not {frames} and {size}")
-    return (expand(cache) if cache else dataset_folder(root)) / f"frames{frames}_{transform}_{size}x{size}"
+    return (Path(cache).expanduser() if cache else dataset_folder(root)) / f"frames{frames}_{transform}_{size}x{size}"
 
 
 def cached(folder: Path) -> dict[Key, Path]:

@@ -20,7 +20,7 @@ from zipfile import BadZipFile, ZipFile
 
 from data.aedat import Events, parse_aedat
 from utils.errors import UserError
-from utils.files import alone_in, expand, plain, replacing, subfolders
+from utils.files import alone_in, plain, replacing, subfolders
 from utils.progress import follow
 
 Key = tuple[str, int]  # class and number of a recording
@@ -72,7 +72,7 @@ class Recording(NamedTuple):
 
 def dataset_folder(root: str | Path) -> Path:
     """The folder of the dataset: ``root`` or the folder in it that is named so, or else the one to be made in it."""
-    root = expand(root)
+    root = Path(root).expanduser()
     if (root / FOLDER).is_dir():
         return root / FOLDER
     return next((folder for folder in (root, *subfolders(root)) if plain(folder.absolute().name) in SPELLINGS),
@@ -113,7 +113,7 @@ def numbered(paths: Iterable[str], suffix: str) -> dict[Key, str]:
 
 def _places(root: str | Path) -> Iterator[Path]:
     """The folders that may hold zips or folders of classes: that of the dataset, ``root``, and all in these two."""
-    for top in dict.fromkeys((dataset_folder(root), expand(root))):
+    for top in dict.fromkeys((dataset_folder(root), Path(root).expanduser())):
         if top.is_dir():
             yield top
             yield from subfolders(top)

@@ -12,7 +12,7 @@ from torchvision import datasets, transforms
 
 from data.kept import Kept
 from utils.errors import UserError
-from utils.files import expand, plain, subfolders
+from utils.files import plain, subfolders
 from utils.progress import say
 
 TORCHVISION = {"mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10,
@@ -44,7 +44,7 @@ def load(name: str, root: str | Path, *, train: bool, transform: Transform | Non
     if name == "digits":
         return Digits(train=train, transform=transform)
     kind = TORCHVISION[name]
-    root = _find_root(kind, expand(root))
+    root = _find_root(kind, Path(root).expanduser())
     folder = root / _inner(kind)
     try:
         found = kind(root, train=train, transform=transform)
@@ -86,7 +86,7 @@ def class_folders(root: str | Path, classes: Collection[str], *,
     """
     parts = []
     for part, own in (("train", None), ("test", transform)):
-        folder = expand(root) / part
+        folder = Path(root).expanduser() / part
         found = {path.name for path in subfolders(folder)}
         if found != set(classes):
             raise UserError(f"{folder} should hold the folders {', '.join(sorted(classes))}, one for each class, and "

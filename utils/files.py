@@ -60,11 +60,6 @@ def write_atomically(path: Path, contents: bytes) -> None:
         file.write(contents)
 
 
-def expand(path: str | Path) -> Path:
-    """The path, with ``~`` replaced by the home folder; whatever takes a path from a user calls this once."""
-    return Path(os.path.expanduser(path))
-
-
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder that can be looked into, in order of their names; none where it is not there."""
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
