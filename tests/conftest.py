@@ -12,7 +12,7 @@ torch.manual_seed(0)  # for what modules draw while they are imported
 @pytest.fixture(autouse=True)
 def start_afresh():
     """Runs within this process seed its global generator, and warn once of what they cannot do."""
-    notices.forget()  # what was said once in another test is said again
+    notices.GIVEN.clear()  # what was said once in another test is said again
     torch.manual_seed(0)
     state = torch.get_rng_state()
     yield

@@ -141,7 +141,7 @@ else:
 
     def test_falls_back_to_dense_without_a_gpu() -> None:
         """On a CPU, the engine says once why it does not run."""
-        notices.forget()
+        notices.GIVEN.clear()
         network = FeedbackSNN(input=synapses.Linear(4, 3), engine="cuda")
         with pytest.warns(UserWarning, match="it is for GPUs, and the network is on 'cpu'") as caught:
             network(torch.ones(2, 4))

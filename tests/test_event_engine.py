@@ -313,7 +313,7 @@ class Doubled(synapses.Synapse):
 def test_falls_back_to_dense_and_says_so_once() -> None:
     """For synapses that it does not know, and number types that it does not compute in; not for an input synapse."""
     torch.manual_seed(6)
-    notices.forget()
+    notices.GIVEN.clear()
     x = torch.randn(2, 2, 8, 8)
     network = FeedbackSNN(input=synapses.Conv2d(2, 3, 3), layers=[Doubled(3, 3)], engine="event")
     with pytest.warns(UserWarning, match="does not know synapses of type Doubled") as caught:

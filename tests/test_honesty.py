@@ -25,7 +25,7 @@ GRID = 2.0**-6
 
 @pytest.fixture(autouse=True)
 def warn_anew() -> None:
-    notices.forget()
+    notices.GIVEN.clear()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ def test_spide_approaches_ide_like_one_over_steps(name: str) -> None:
 @pytest.mark.parametrize("factor, ends", [(1.5, 400), (30.0, 100), (30.0, 1)])
 def test_feedback_that_is_no_contraction(factor: float, ends: int) -> None:
     """It says so once, with the residual and what to do; the gradient is finite, and the sweeps stay bounded."""
-    notices.forget()
+    notices.GIVEN.clear()
     torch.manual_seed(2)
     network = FeedbackSNN(input=synapses.Linear(4, 6), feedback=synapses.Linear(6, 6, bias=False), method="ide",
                           time_step=20, max_sweeps=ends)

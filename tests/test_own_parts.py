@@ -118,7 +118,7 @@ class Line(Synapse):
 ])
 def test_what_the_fast_engine_does_not_know_is_left_to_the_dense_one(build, shape) -> None:
     """Layers without a geometry, a bias that is shared: the same results."""
-    notices.forget()
+    notices.GIVEN.clear()
     found = []
     for engine in ("dense", "auto"):
         torch.manual_seed(0)

@@ -86,7 +86,7 @@ def test_a_synapse() -> None:
     assert all(map(torch.equal, *found.values())) and all(t.any() for t in found["event"])
     net.engine = "event"
     del kind.window
-    notices.forget()
+    notices.GIVEN.clear()
     with pytest.warns(UserWarning, match="synapses of type Excitatory, which define no window"):
         assert torch.equal(net(x), found["dense"][0])
 

@@ -44,7 +44,7 @@ class Suspect(EventEngine):
 @pytest.fixture
 def suspect(monkeypatch, tmp_path):
     """Puts a suspect in the place of the CUDA engine, and that in the place of the CPU's default."""
-    notices.forget()
+    notices.GIVEN.clear()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setitem(engines.FASTEST, "cpu", "cuda")
 
