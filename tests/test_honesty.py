@@ -255,7 +255,7 @@ def test_registered_engines_go_by_their_name() -> None:
     ("numba", "engine='auto'", "takes dense, which is several times slower, in place of event: numba is installed, but "
                                "cannot be imported (ImportError: it needs an older NumPy)"),
     ("numba", "engine='event'", "the event engine leaves this network to the dense engine: numba is installed, but"),
-    ("triton", "engine='cuda'", "Triton is installed but cannot be used (ImportError: it needs an older NumPy)"),
+    ("triton", "engine='cuda'", "triton is installed, but cannot be imported (ImportError: it needs an older NumPy)"),
 ])
 def test_libraries_that_are_installed_but_unusable(module, program, words, tmp_path) -> None:
     """The reason is given; the dense engine runs."""

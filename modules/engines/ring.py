@@ -5,6 +5,7 @@ last one fired in the step before, and a current from outside. Factors that are 
 such as ``kappa_b / kappa``, are in the weights.
 """
 import functools
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -113,6 +114,18 @@ class RingEngine(ABC):
             warn_once(self.name, reason, sentence=f"the {self.name} engine leaves this network to the dense engine: "
                                                   f"{reason}")
         return reason is None and x.numel() > 0  # nothing is to be simulated of an empty batch
+
+
+@functools.cache
+def missing(library: str, module: str) -> str | None:
+    """Why a module that needs a library cannot be had, in words, or None; both are imported here, at first use."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever a broken installation raises
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == library:
+            return f"{library} is not installed"
+        return f"{library} is installed, but cannot be imported ({type(error).__name__}: {error})"
+    return None
 
 
 def obstacle(circuit: Circuit) -> str | None:

@@ -10,7 +10,6 @@ Precisions, in which the products of spikes and weights are formed; everything e
     bf16x2   weights as the sum of two bfloat16 numbers, some 17 bits: spikes are exact in bfloat16
     bf16     weights rounded to 8 bits
 """
-import functools
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from modules.engines.ring import Outcome, Ring, RingEngine
+from modules.engines.ring import Outcome, Ring, RingEngine, missing
 
 PRECISIONS = ("fp32", "tf32", "bf16x2", "bf16")
 # Shapes that stay allocated: both phases of training on whole and on last batches, and of evaluation on both.
@@ -46,7 +45,7 @@ class CudaEngine(RingEngine):
             return f"it is for GPUs, and the network is on '{device.type}'"
         if dtype != torch.float32:
             return f"it computes in float32, not in {dtype}"
-        return missing()
+        return missing("triton", "modules.engines.cuda.chain")
 
     def simulate(self, ring: Ring, currents: Iterable[Tensor], steps: int, *, like: Tensor, counts: bool) -> Outcome:
         from modules.engines.cuda.chain import Chain
@@ -67,18 +66,6 @@ class CudaEngine(RingEngine):
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_simulations": {}}  # a graph cannot be copied, and need not be
-
-
-@functools.cache
-def missing() -> str | None:
-    """Why Triton's kernels cannot be had, in words, or None; Triton is imported at first use."""
-    try:
-        from modules.engines.cuda import chain  # noqa: F401
-    except ModuleNotFoundError as error:
-        return f"{error.name} is not installed"
-    except Exception as error:  # whatever an installation that does not fit stumbles over
-        return f"Triton is installed but cannot be used ({type(error).__name__}: {error})"
-    return None
 
 
 def _signature(ring: Ring) -> tuple:

@@ -11,21 +11,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from modules.engines.ring import missing
+
 SOURCES = Path(__file__).parent
 _lock = threading.Lock()
 
 
-@functools.cache
 def obstacle() -> str | None:
     """Why there can be no compiled loops, or None."""
-    try:
-        import numba
-        import numba.extending
-    except Exception as error:  # whatever a broken installation raises
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "numba":
-            return "numba is not installed"
-        return f"numba is installed, but cannot be imported ({type(error).__name__}: {error})"
-    return "NUMBA_DISABLE_JIT is set, and its loops are never interpreted" if numba.config.DISABLE_JIT else None
+    if reason := missing("numba", "numba.extending"):
+        return reason
+    from numba import config
+    return "NUMBA_DISABLE_JIT is set, and its loops are never interpreted" if config.DISABLE_JIT else None
 
 
 @functools.cache
