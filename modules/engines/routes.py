@@ -127,7 +127,7 @@ def obstacle(connection: Connection) -> str | None:
     """Why a fast engine cannot simulate a connection, in words, or None.
 
     A synapse of a user's own is believed what it says of its window only after a comparison, on one sample of spikes
-    drawn at random, with its current and its transpose.
+    drawn at random, with its current.
     """
     synapse = connection.synapse
     kind = parametrize.type_before_parametrizations(synapse)
@@ -151,38 +151,28 @@ def obstacle(connection: Connection) -> str | None:
     if kind.__module__ == synapses.__name__:
         return None
     if not _agrees(known, connection):
-        return f"the window of the synapse {kind.__name__} says something else than its current or transpose does"
+        return f"the window of the synapse {kind.__name__} says something else than its current does"
     return None
 
 
 def _agrees(known: Route, connection: Connection) -> bool:
-    """Whether a route carries what the current and the transpose of its connection are, on one sample of spikes."""
+    """Whether a route carries the current of its connection, on one sample of spikes; the transpose is that of the
+    current, as :mod:`modules.probe` has seen."""
     like = next((t for t in (known.weight, *connection.tensors) if t is not None), torch.zeros(()))
-    generator, bias = torch.Generator().manual_seed(0), connection.bias
-    spikes, signals = (torch.randint(0, 2, (1, *shape), generator=generator).to(like)
-                       for shape in (connection.input_shape, connection.output_shape))
-    current = connection.synapse.current(spikes, connection.weight, bias, connection.output_shape)
+    spikes = torch.randint(0, 2, (1, *known.source), generator=torch.Generator().manual_seed(0)).to(like)
+    current = connection.synapse.current(spikes.view(1, *connection.input_shape), connection.weight, connection.bias,
+                                         connection.output_shape)
+    apart = torch.eye(known.source[0]).to(like).expand(*known.kernel, -1, -1)
+    weight = (apart if known.weight is None else known.weight) * known.scale
     try:
-        found, back = _carried(known, spikes), _carried(known.reverse(1.0), signals)
-        found = found if bias is None else found + bias.view(known.target[0], 1, 1)
+        if known.spreads:
+            missing = [large - (small - 1) * known.stride + 2 * known.padding - kernel
+                       for large, small, kernel in zip(known.target[1:], known.source[1:], known.kernel)]
+            found = F.conv_transpose2d(spikes, weight.permute(2, 3, 0, 1), connection.bias, known.stride,
+                                       known.padding, missing)
+        else:
+            found = F.conv2d(spikes, weight.permute(3, 2, 0, 1), connection.bias, known.stride, known.padding)
     except RuntimeError:  # sizes that do not fit
         return False
-    return _close(found, current, known.target) and _close(back, connection.transpose(signals), known.source)
-
-
-def _carried(route: Route, units: Tensor) -> Tensor:
-    """What a route carries, as one product of whole tensors."""
-    apart = torch.eye(route.source[0]).to(units).expand(*route.kernel, -1, -1)
-    weight = (apart if route.weight is None else route.weight) * route.scale
-    units = units.view(-1, *route.source)
-    if not route.spreads:
-        return F.conv2d(units, weight.permute(3, 2, 0, 1), None, route.stride, route.padding)
-    missing = [large - (small - 1) * route.stride + 2 * route.padding - kernel
-               for large, small, kernel in zip(route.target[1:], route.source[1:], route.kernel)]
-    return F.conv_transpose2d(units, weight.permute(2, 3, 0, 1), None, route.stride, route.padding, missing)
-
-
-def _close(found: Tensor, expected: Tensor, shape: Shape) -> bool:
-    """Equality up to the order of sums."""
-    size = expected.abs().max().clamp(min=1e-30)
-    return found.shape[1:] == shape and bool(((found - expected.view_as(found)).abs() <= 1e-4 * size).all())
+    size = current.abs().max().clamp(min=1e-30)  # equality is up to the order of sums
+    return found.shape[1:] == known.target and bool(((found - current.view_as(found)).abs() <= 1e-4 * size).all())
