@@ -6,11 +6,12 @@ Writes OUTPUT.md and OUTPUT.png. *One layer*: the 3x3 convolution 96 -> 256 of A
 are drawn at random. *Whole network*: a forward and a backward simulation of AlexNet-F at its 30 and 250 steps, its
 weights multiplied by a gain and driven by a gradient of a size such that more and more units spike.
 """
+import argparse
 from pathlib import Path
 
 import torch
 
-from benchmarks.speed import describe, parser, timed
+from benchmarks.speed import describe, timed
 from models import AlexNetF
 from modules import FeedbackSNN, synapses
 from modules.engines import select
@@ -80,7 +81,7 @@ def plot(tables: dict[str, list[Row]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags = parser(__doc__)
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--output", type=Path, default=Path("docs/density"))
     options = flags.parse_args()
     pairs = [whole_network(*setting) for setting in GAINS]

@@ -7,7 +7,7 @@ Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), 
 the model's script may follow, as -t 8; with --path, --test-limit N adds accuracy and loss on N test images. Where the
 engines named are enough for it, the goals of the CUDA engine follow, and whether the figures reach them.
 
-What the benchmarks share stands here too: their flags, a batch to train on, a clock, the machine in words.
+What the benchmarks share stands here too: a clock, the machine in words.
 """
 import argparse
 import json
@@ -45,31 +45,6 @@ SAMPLES = 50_000  # of an epoch of CIFAR-10
 STAGES = ("forward", "backward", "both")
 SCRIPTS = {"lenet": mnist_lenet, "alexnetf": cifar_alexnetf, "cifarnetf": cifar_cifarnetf,
            "convnetf": dvs_cifar_convnetf}
-FLAGS = {
-    "model": {"choices": SCRIPTS, "default": "alexnetf"},
-    "batch": {"type": int, "default": 16},
-    "engines": {"nargs": "+", "default": ["dense", "event"],
-                "help": "the first is what others compare to; cuda:bf16 is the CUDA engine in a precision, "
-                        "cuda:bf16:whole the same without leaving out products where no spike arrives; event+ide "
-                        "is an engine with the backward pass in floats, dense:compiled the dense one under "
-                        "torch.compile"},
-    "path": {"help": "folder of the data sets; noise unless given"},
-    "resume": {"help": "checkpoint to take the weights from"},
-    "drive": {"type": float, "help": "scale_factor / batch; the experiment's own unless given"},
-    "repeats": {"type": int, "default": 3, "help": "measurements, of which the median counts"},
-    "device": {"default": "cpu"},
-    "seed": {"type": int, "default": 0},
-    "float32": {"action": "store_true", "help": "no TF32 in the dense engine and outside of simulations on a GPU"},
-    "json": {"type": Path, "help": "write the figures to this file too"}}
-
-
-def parser(manual: str, *flags: str, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser of some of ``FLAGS``; ``defaults`` replace theirs, or stand in for flags that are not offered."""
-    made = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in flags:
-        made.add_argument(f"--{name}", **FLAGS[name])
-    made.set_defaults(**defaults)
-    return made
 
 
 @dataclass(frozen=True)
@@ -246,13 +221,28 @@ def describe(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    flags = parser(__doc__, *FLAGS)
-    options, further = flags.parse_known_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", choices=SCRIPTS, default="alexnetf")
+    add("--batch", type=int, default=16)
+    add("--engines", nargs="+", default=["dense", "event"],
+        help="the first is what others compare to; cuda:bf16 is the CUDA engine in a precision, cuda:bf16:whole the "
+             "same without leaving out products where no spike arrives; event+ide is an engine with the backward pass "
+             "in floats, dense:compiled the dense one under torch.compile")
+    add("--path", help="folder of the data sets; noise unless given")
+    add("--resume", help="checkpoint to take the weights from")
+    add("--drive", type=float, help="scale_factor / batch; the experiment's own unless given")
+    add("--repeats", type=int, default=3, help="measurements, of which the median counts")
+    add("--device", default="cpu")
+    add("--seed", type=int, default=0)
+    add("--float32", action="store_true", help="no TF32 in the dense engine and outside of simulations on a GPU")
+    add("--json", type=Path, help="write the figures to this file too")
+    options, further = parser.parse_known_args()
     torch.backends.cudnn.allow_tf32 = not options.float32
     try:
         found = measure(options, *further)
     except ValueError as mistake:
-        flags.error(str(mistake))
+        parser.error(str(mistake))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     seconds, ratio, differences = (found.pop(name) for name in ("seconds", "ratio", "differences"))
