@@ -15,7 +15,7 @@ from data.dvs_files import Key, Recording, dataset_folder, find_recordings, numb
 from data.frames import TRANSFORMS, events_to_frames
 from utils.errors import UserError
 from utils.files import alone_in, remove_leftovers, replacing
-from utils.processes import cores, follow_parent
+from utils.processes import follow_parent
 from utils.progress import follow
 
 MARK = "made-by"  # in a folder of frames, the version of the code that made them
@@ -75,7 +75,7 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
             verify(archive, folder.parent)
         jobs = [(recording, folder / f"cifar10_{name}_{number}.npy") for (name, number), recording in missing.items()]
         # Loky's processes neither run the user's script again nor inherit its threads, with which a fork may hang.
-        share = Parallel(workers or cores(), "loky", return_as="generator_unordered", initializer=follow_parent,
+        share = Parallel(workers or -1, "loky", return_as="generator_unordered", initializer=follow_parent,
                          idle_worker_timeout=10)
         convert_one = delayed(partial(_convert_one, frames=frames, transform=TRANSFORMS[transform], size=size))
         try:

@@ -1,5 +1,6 @@
 """Data order and randomness as functions of seed, epoch and sample."""
 import argparse
+import os
 import pickle
 import socket
 
@@ -9,7 +10,6 @@ from torch.utils.data import TensorDataset
 
 from data import images
 from data.kept import Kept
-from utils import loading
 from utils.loading import Batches, derive_seed, make_loaders
 
 
@@ -77,7 +77,7 @@ def test_shares_of_several_processes(ranks: int) -> None:
 
 def test_test_data(monkeypatch) -> None:
     """In their order, as they are, so many of all parts or all that there are; no more workers than cores."""
-    monkeypatch.setattr(loading, "cores", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     data = TensorDataset(torch.arange(10.0), torch.arange(10))
     for limit, chosen in ((None, range(10)), (4, (0, 2, 5, 7)), (99, range(10))):
         args = argparse.Namespace(train_batch=4, test_batch=3, workers=4, test_limit=limit)

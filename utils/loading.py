@@ -5,6 +5,7 @@ epoch alone; the random crop or flip of an image, and the key of its dropout mas
 """
 import argparse
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from utils.errors import UserError
-from utils.processes import cores, follow_parent
+from utils.processes import follow_parent
 
 Place = tuple[int, int, bool]  # epoch, index of a sample, and whether the sample counts
 
@@ -104,7 +105,7 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, tra
             samples, see :func:`spread`, or None for all).
         pin_memory: put batches where a GPU can fetch them; share: ``rank`` and ``ranks`` of :class:`Batches`.
     """
-    workers = min(args.workers, cores())  # more would only take turns, and PyTorch warns of them
+    workers = min(args.workers, len(os.sched_getaffinity(0)))  # more would only take turns: PyTorch warns of them
 
     def loader(data: Keyed, batches: Batches) -> DataLoader:
         # A loader draws a seed for its workers at each epoch: from a generator of its own, not from the run's.

@@ -1,4 +1,4 @@
-"""Processes: how many cores they may use, and children that follow their parent."""
+"""Children that follow their parent."""
 import os
 import signal
 import threading
@@ -6,11 +6,6 @@ import time
 from collections.abc import Callable
 
 PARENT_INTERVAL = 0.5  # seconds between looks at whether the parent is still there
-
-
-def cores() -> int:
-    """Number of processor cores that this process may use: on a shared machine fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def follow_parent(_: int = 0) -> None:
@@ -28,9 +23,8 @@ def follow_parent(_: int = 0) -> None:
             pass
         os._exit(0)
 
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before there are threads that could get it
-        threading.Thread(target=obey, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before there are threads that could get it
+    threading.Thread(target=obey, daemon=True).start()
     at_end_of_parent(lambda: os._exit(1))
 
 
