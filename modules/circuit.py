@@ -1,8 +1,9 @@
 """What an engine simulates: synapses bound to the tensors, shapes and dropout masks of one call."""
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -34,6 +35,15 @@ class Connection:
         """Weight, bias and further parameters."""
         return self.weight, self.bias, *self.further
 
+    @property
+    def fixed(self) -> tuple[list[Any], list[bool]]:
+        """What both passes of a call find in the synapse besides ``tensors``: its buffers, each as it is now, and the
+        mode of its modules; parametrizations left out, which have done their part."""
+        def own(found: Iterable[tuple[str, T]]) -> list[T]:
+            return [value for name, value in found if name and not name.startswith("parametrizations.")]
+        return ([(id(buffer), buffer._version) for buffer in own(self.synapse.named_buffers())],
+                [module.training for module in own(self.synapse.named_modules())])
+
     def current(self, spikes: Tensor, samples: slice = slice(None)) -> Tensor:
         """``dropout * (W s + b)``, the bias included as it is part of the current; for all samples, or some."""
         current = self.synapse.current(spikes, self.weight, self.bias, self.output_shape)
@@ -41,7 +51,15 @@ class Connection:
 
     def transpose(self, spikes: Tensor) -> Tensor:
         """``W^T s``, the dropout mask left out, which is part of what scales ``s``, see :meth:`Circuit.gates`."""
-        return self.synapse.transpose(spikes, self.weight, self.input_shape)
+        return self.method("transpose")(spikes, self.weight, self.input_shape)
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """A method of the synapse that follows from its current; from another current that was put on this synapse
+        alone, as autograd knows it, and not from the one that its class has it for."""
+        own = vars(self.synapse)
+        if "current" in own and name not in own:
+            return partial(getattr(Synapse, name), self.synapse)
+        return getattr(self.synapse, name)
 
 
 @dataclass(frozen=True, kw_only=True)

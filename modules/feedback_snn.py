@@ -53,23 +53,18 @@ class FeedbackSNN(nn.Module):
                  method: str = "spide", tolerance: float = 1e-4, max_sweeps: int = 100) -> None:
         super().__init__()
         own = [*layers] if isinstance(layers, Iterable) else [layers]
-        for synapse in (input, *own, *([] if feedback is None else [feedback])):
-            if not isinstance(synapse, Synapse):
-                raise TypeError(f"a network is built from synapses of modules.synapses, not from {synapse!r}")
-        for name, value, kind in (("neuron", neuron, LIF), ("couple", couple, TernaryCouple)):
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} must be a {kind.__name__} with its numbers, as {kind.__name__}(...), "
-                                f"not {value!r}")
+        _check_parts([input, *own, feedback], neuron, couple)
         engines.require(engine)  # a wrong name is better refused here than at the first call
         self.input, self.layers, self.feedback = input, nn.ModuleList(own), feedback
         self.neuron, self.couple = neuron, replace(couple, leak=neuron.leak)
         self.time_step, self.time_step_back = time_step, time_step_back
         self.event_input, self.engine = event_input, engine
         self.method, self.tolerance, self.max_sweeps = method, tolerance, max_sweeps
-        self._check_numbers()
+        self._check()
 
-    def _check_numbers(self) -> None:
-        """Refuse numbers that are out of their range, whenever they were set."""
+    def _check(self) -> None:
+        """Refuse parts that are none, and numbers that are out of their range, whenever they were set."""
+        _check_parts([self.input, *self.layers, self.feedback], self.neuron, self.couple)
         for name in ("time_step", "time_step_back", "max_sweeps"):
             number = getattr(self, name)
             if not isinstance(number, Integral) or number < 1:
@@ -94,6 +89,9 @@ class FeedbackSNN(nn.Module):
             ValueError: the input, or the sizes of the layers, do not fit together, there are too few frames, or a
                 number is not finite.
         """
+        if not (statistics is None or isinstance(statistics, SpikeStatistics)):
+            raise TypeError(f"statistics must be a SpikeStatistics, not a {type(statistics).__name__}; keys are given "
+                            "by name, keys=...")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(self._dtype(x))
         with torch.autocast(x.device.type, enabled=False):
@@ -108,7 +106,7 @@ class FeedbackSNN(nn.Module):
             The circuit, with weights and dropout masks; and the input as engines take it, ``(batch, ...)`` laid out,
             or for event input time first, ``(T, batch, ...)``.
         """
-        self._check_numbers()
+        self._check()
         if x.dtype != self._dtype(x):
             raise ValueError(f"the input is in {x.dtype} and the network's weights in {self._dtype(x)}: convert one")
         self._check_format(x.dtype)
@@ -163,14 +161,18 @@ class FeedbackSNN(nn.Module):
         if steps > most:
             raise ValueError(f"{dtype} counts no more than {most:.0f} spikes, and there are {steps} steps: use float32")
         for neuron in (self.neuron, self.couple):
-            if not 0 < leak_in(neuron.v_threshold, dtype) < torch.inf:
-                raise ValueError(f"the threshold {neuron.v_threshold} is 0 or infinite in {dtype}")
+            for what, value in (("threshold", neuron.v_threshold), ("threshold less u_rest,", neuron.quantum)):
+                if not 0 < leak_in(value, dtype) < torch.inf:
+                    raise ValueError(f"the {what} {value} is 0 or infinite in {dtype}")
 
     def layer_shapes(self, input_shape: Shape) -> list[Shape]:
         """Shape of every layer, without the batch dimension, for one input image or frame of ``input_shape``."""
         shapes = [tuple(input_shape)]
         for synapse in (self.input, *self.layers):
-            shapes.append(synapse.output_shape(shapes[-1]))
+            shapes.append(shape := synapse.output_shape(shapes[-1]))
+            if not isinstance(shape, tuple):
+                raise TypeError(f"the output_shape of the synapse {type(synapse).__name__} must be a tuple, as in "
+                                f"(channels, height, width), not {shape!r}")
         return shapes[1:]
 
     def _dtype(self, x: Tensor) -> torch.dtype:
@@ -179,3 +181,14 @@ class FeedbackSNN(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.neuron}, {self.couple}, time_step={self.time_step}, time_step_back={self.time_step_back}"
+
+
+def _check_parts(synapses: Sequence[Synapse | None], neuron: LIF, couple: TernaryCouple) -> None:
+    """Refuse, by TypeError, what a network cannot be built from; the feedback, which is last, may be None."""
+    for synapse in synapses[:-1] if synapses[-1] is None else synapses:
+        if not isinstance(synapse, Synapse):
+            raise TypeError(f"a network is built from synapses of modules.synapses, not from {synapse!r}")
+    for name, value, kind in (("neuron", neuron, LIF), ("couple", couple, TernaryCouple)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__} with its numbers, as {kind.__name__}(...), "
+                            f"not {value!r}")

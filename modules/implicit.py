@@ -72,12 +72,13 @@ class ImplicitGradient(torch.autograd.Function):
         doubt = _doubt({"input": x, **circuit.named_tensors})
         result = engine.simulate_forward(circuit, x)
         if statistics is not None:
-            statistics.neurons = [count[0].numel() for count in result.counts]
+            statistics.neurons = [count.shape[1:].numel() for count in result.counts]
             statistics.forward_rates = torch.stack([count.mean() for count in result.counts]) / circuit.time_step
         if any(ctx.needs_input_grad):
             masks = circuit.masks(result.counts)
             ctx.circuit = circuit.with_tensors((None,) * len(tensors))  # tensors belong in save_for_backward
             ctx.engine, ctx.statistics, ctx.layers = engine, statistics, len(masks)
+            ctx.fixed = [c.fixed for c in circuit.connections]
             ctx.save_for_backward(x, *masks, *result.rates, *tensors)
         return result.rates[-1] if doubt is None else result.rates[-1] + doubt
 
@@ -93,7 +94,10 @@ class ImplicitGradient(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         masks, rates, tensors = saved[:ctx.layers], saved[ctx.layers:2 * ctx.layers], saved[2 * ctx.layers:]
         circuit = ctx.circuit.with_tensors(tensors)
-        for c in circuit.connections:
+        for c, fixed in zip(circuit.connections, ctx.fixed):
+            if c.fixed != fixed:
+                raise ValueError(f"the synapse '{c.name}' has other buffers now than in the forward pass, or modules "
+                                 "in another mode: change buffers, train and eval only after the backward pass")
             own = {id(parameter) for parameter in c.synapse.parameters()}
             if any(id(parameter) not in own for parameter in c.further):
                 raise ValueError(f"the synapse '{c.name}' has other parameters now than in the forward pass, as after "
@@ -131,7 +135,8 @@ def parameter_gradients(connection: Connection, source: Tensor, error: Tensor,
     if error.device.type == "cpu" and not error.any():  # no spike came so far; a GPU would have to be waited for
         return [torch.zeros_like(t) if want else None for t, want in zip(connection.tensors, wanted)]
     synapse, weight, bias = connection.synapse, connection.weight, connection.bias
-    found, further = synapse.parameter_gradients(source, weight, bias, error, wanted[:2]), [None] * len(wanted[2:])
+    further = [None] * len(wanted[2:])
+    found = connection.method("parameter_gradients")(source, weight, bias, error, wanted[:2])
     if any(wanted[2:]):
         trained = [parameter for parameter in connection.further if parameter.requires_grad]
         # Apart from how source, weight and bias came about, which autograd follows from what is returned here.

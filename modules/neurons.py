@@ -105,7 +105,8 @@ class TernaryCouple(_Neuron):
         potential += current
         torch.ge(potential, self.v_threshold, out=spikes)
         torch.le(potential, -self.v_threshold, out=negative)
-        fired = spikes.sum() + negative.sum()
+        wide = torch.promote_types(spikes.dtype, torch.float32)  # half formats do not count far
+        fired = spikes.sum(dtype=wide) + negative.sum(dtype=wide)
         spikes -= negative
         potential.sub_(spikes, alpha=self.quantum)
         if self.leak != 1:

@@ -16,11 +16,13 @@ def check(connection: Connection, like: Tensor) -> None:
 
     Raises:
         ValueError: the current has another shape than the synapse says, is not linear, changes from call to call,
-            depends on parameters that are not the synapse's, or is not what its transpose transposes.
+            depends on parameters that are not the synapse's, is not finite, or is not what its transpose transposes or
+            its ``parameter_gradients`` are of.
     """
     synapse = connection.synapse
     kind = parametrize.type_before_parametrizations(synapse)
-    if kind.__module__ == synapses.__name__:
+    if kind.__module__ == synapses.__name__ and not vars(synapse).keys() & {"current", "transpose",
+                                                                           "parameter_gradients"}:
         return
     what, shapes = f"the synapse '{connection.name}' ({kind.__name__})", connection.output_shape
     weight, bias = (t if t is None else t.detach() for t in (connection.weight, connection.bias))
@@ -31,6 +33,8 @@ def check(connection: Connection, like: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b, r = (torch.rand(2, *shape, generator=generator).to(like)
                for shape in (connection.input_shape, connection.input_shape, shapes))
+    if connection.name == "input":  # which takes not only spikes
+        a, b = 8 * a - 4, 8 * b - 4
     with torch.enable_grad():
         traced = current(a)
     if traced.shape != r.shape:
@@ -43,7 +47,10 @@ def check(connection: Connection, like: Tensor) -> None:
     with torch.no_grad():
         first, again, other, none, both = traced.detach(), *map(current, (a, b, torch.zeros_like(a), a + b))
         back = connection.transpose(r)
-    size = 1e3 * torch.finfo(like.dtype).eps * sum(t.abs().amax() for t in (first, other, none, both)).clamp(min=1e-30)
+    eps = torch.finfo(like.dtype).eps
+    size = min(1e3 * eps, 1e-2 + 4 * eps) * sum(t.abs().amax() for t in (first, other, none, both)).clamp(min=1e-30)
+    if not torch.isfinite(size):
+        raise ValueError(f"the current of {what} is not finite for spikes of 1, which a threshold would hide")
     if (first - again).abs().amax() > 0:
         raise ValueError(f"the current of {what} is another one when it is asked again: it must not hold a state, nor "
                          "draw random numbers (for dropout there is dropout=)")
@@ -53,6 +60,13 @@ def check(connection: Connection, like: Tensor) -> None:
     there, here = ((first - none) * r).sum(), (a * back).sum()
     if (there - here).abs() > size * r.numel():
         raise ValueError(f"the transpose of {what} is not that of its current: leave it out, and it follows from that")
+    wanted = weight is not None, bias is not None
+    own, right = connection.method("parameter_gradients"), synapses.Synapse.parameter_gradients
+    if torch.is_grad_enabled() and getattr(own, "__func__", getattr(own, "func", None)) is not right:
+        found, right = own(a, weight, bias, r, wanted), right(synapse, a, weight, bias, r, wanted)
+        if any((x - y).abs().amax() > 1e-2 * y.abs().amax() for x, y in zip(found, right) if y is not None):
+            raise ValueError(f"the parameter_gradients of {what} are not those of its current: leave them out, and "
+                             "they follow from that")
 
 
 def _leaves(tensor: Tensor) -> list[Tensor]:

@@ -21,5 +21,5 @@ class SPIDE(ImplicitGradient):
             # A unit that fires one sign at every step has |beta| = kappa_b up to rounding; one missing spike is a
             # 1/T_B away.
             bound = circuit.couple.quantum * (1 - 1e-5)
-            statistics.saturated = (result.betas[-1].abs() > bound).to(gradient.dtype).mean()
+            statistics.saturated = (result.betas[-1].abs().float() > bound).to(gradient.dtype).mean()
         return result.betas

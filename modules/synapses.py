@@ -93,7 +93,7 @@ class Synapse(nn.Module, ABC):
 
     def reaches(self, input_shape: Shape, target_shape: Shape) -> bool:
         """Whether spikes of ``input_shape`` can drive a layer of ``target_shape``."""
-        return self.output_shape(input_shape) == target_shape
+        return tuple(self.output_shape(input_shape)) == target_shape
 
     @abstractmethod
     def current(self, spikes: Tensor, weight: Tensor | None, bias: Tensor | None, output_shape: Shape) -> Tensor:
@@ -101,10 +101,13 @@ class Synapse(nn.Module, ABC):
 
     def transpose(self, spikes: Tensor, weight: Tensor | None, input_shape: Shape) -> Tensor:
         """``W^T s`` for spikes ``(batch, *output_shape)``, as ``(batch, *input_shape)``."""
-        with torch.enable_grad():
-            probe = spikes.new_zeros((len(spikes), *input_shape), requires_grad=True)
-            current = self.current(probe, weight, None, tuple(spikes.shape[1:]))
-        return torch.autograd.grad(current, probe, spikes)[0]
+        with torch.inference_mode(False), torch.enable_grad():
+            # In inference mode autograd follows no tensors, but it does copies of them.
+            weight, bias, spikes = (t.clone() if t is not None and t.is_inference() else t
+                                    for t in (weight, self._value("bias"), spikes))
+            probe = torch.zeros(len(spikes), *input_shape, dtype=spikes.dtype, device=spikes.device, requires_grad=True)
+            current = self.current(probe, weight, bias, tuple(spikes.shape[1:]))
+            return torch.autograd.grad(current, probe, spikes)[0]
 
     def window(self, weight: Tensor | None, input_shape: Shape, output_shape: Shape) -> Window | None:
         """How this map with this weight looks to a fast engine; None, as here, for one that is no window.
@@ -148,11 +151,16 @@ class Synapse(nn.Module, ABC):
             if hook(self, (), *extra) is not None:
                 raise ValueError(f"a forward pre-hook of the synapse {name} changes what the synapse is called with, "
                                  "but a simulation does not call it: remove the hook")
-        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
+        weight, bias = self._value("weight"), self._value("bias")
         further = (parameter for own, parameter in self.named_parameters()
                    if parameter is not weight and parameter is not bias
                    and not own.startswith(("parametrizations.weight.", "parametrizations.bias.")))
         return weight, bias, *further
+
+    def _value(self, name: str) -> Tensor | None:
+        """The weight or the bias, None if there is none; an AttributeError of a property's own is no such absence."""
+        stated = getattr(type(self), name, None)
+        return stated.fget(self) if isinstance(stated, property) else getattr(self, name, None)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         """Pickle as the class that was written; PyTorch refuses those that it derives for parametrized modules."""
@@ -319,6 +327,8 @@ class AvgPool2d(_Sliding):
 
     def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0, dropout: float = 0.0) -> None:
         super().__init__(kernel_size, kernel_size if stride is None else stride, padding, dropout)
+        if 2 * padding > kernel_size:  # a window of zeros alone, which PyTorch refuses
+            raise ValueError(f"padding must be at most half of kernel_size, {kernel_size}, not {padding}")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape[0], *self._places(self._image_size(input_shape))

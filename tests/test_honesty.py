@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from models import AlexNetF, LeNet
-from modules import IF, LIF, FeedbackSNN, TernaryCouple, engines, notices, synapses
+from modules import IF, LIF, FeedbackSNN, SpikeStatistics, TernaryCouple, engines, notices, synapses
 from modules.engines.dense import DenseEngine
+from modules.engines.event import costs
 from tests.processes import REPOSITORY, environment
 
 GRID = 2.0**-6
@@ -386,3 +387,174 @@ def test_autocast_leaves_the_simulation_alone(engine) -> None:
 def test_what_makes_no_sense_is_refused(make, words) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+# What is the user's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling(LIF):
+    """Takes a part of the current, which it changes in place."""
+
+    def step_(self, potential, current, spikes):
+        current *= 0.5
+        super().step_(potential, current, spikes)
+
+
+def test_a_neuron_may_change_the_current_that_it_is_given() -> None:
+    """The constant current of a layer is the same at every step, whatever a step did to it; so is a gradient."""
+    net = network("dense", neuron=Scaling(leak=0.75), couple=Changing(v_threshold=2**-5), layers=[])
+    halved = network("dense", neuron=LIF(leak=0.75), couple=TernaryCouple(v_threshold=2**-5), layers=[])
+    with torch.no_grad():
+        for parameter in halved.parameters():
+            parameter *= 0.5
+    gradient = torch.full_like(net(images()), 0.25)
+    for own, given in ((net, gradient), (halved, gradient / 2)):
+        rates = own(images())
+        rates.backward(given)
+    assert torch.equal(net(images()), halved(images())) and (gradient == 0.25).all()
+    assert torch.equal(net.input.weight.grad, halved.input.weight.grad) and net.input.weight.grad.any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changing(TernaryCouple):
+    """Takes a half of the current, which it changes in place."""
+
+    def step_(self, potential, current, spikes, negative):
+        current *= 0.5
+        return super().step_(potential, current, spikes, negative)
+
+
+def test_another_current_of_one_synapse_alone_has_its_own_gradient() -> None:
+    """As of a network with doubled weights, also for the layers before; a wrong method put there is refused."""
+    net, doubled = (network("dense", method="ide").double() for _ in range(2))
+    plain = net.layers[0].current
+    net.layers[0].current = lambda spikes, weight, bias, shape: plain(spikes, 2 * weight, bias, shape)
+    with torch.no_grad():
+        doubled.layers[0].weight *= 2
+    found, expected = outcome_of(net), outcome_of(doubled)
+    names = ["rates", *(name for name, _ in net.named_parameters())]
+    for name, own, right in zip(names, found, expected):
+        torch.testing.assert_close(own, right * (2 if name == "layers.0.weight" else 1), msg=name)
+    net.layers[0].transpose = doubled.layers[0].transpose
+    with pytest.raises(ValueError, match="transpose of the synapse 'layers.0' .* is not that of its current"):
+        net(images().double())
+
+
+class Wrong(synapses.Synapse):
+    """A 3x3 convolution with one thing wrong, or a buffer that may become so."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong, self.weight = wrong, nn.Parameter(torch.rand(4, 2, 3, 3))
+        if wrong == "buffer":
+            self.register_buffer("mask", torch.ones(4, 2, 3, 3))
+
+    @property
+    def bias(self):
+        return self.offset if self.wrong == "property" else None
+
+    def output_shape(self, input_shape):
+        return 4, *input_shape[1:]
+
+    def current(self, spikes, weight, bias, output_shape):
+        if self.wrong == "nan":
+            weight = weight / (weight - weight)
+        if self.wrong == "clamp":
+            spikes = spikes.clamp(-1, 3)
+        if self.wrong == "square":
+            return F.conv2d(spikes, weight, None, 1, 1).square()
+        if self.wrong == "buffer":
+            weight = weight * self.mask
+        return F.conv2d(spikes, weight, None, 1, 1)
+
+    def parameter_gradients(self, source, weight, bias, error, wanted):
+        found, _ = synapses.Synapse.parameter_gradients(self, source, weight, None, error, (wanted[0], False))
+        return (found / 3 if self.wrong == "gradient" and found is not None else found), None
+
+
+@pytest.mark.parametrize("wrong, kind, words", [
+    ("property", AttributeError, "offset"), ("nan", ValueError, "is not finite"),
+    ("clamp", ValueError, "no linear function"), ("gradient", ValueError, "parameter_gradients .* are not those of")])
+def test_a_wrong_synapse_is_refused(wrong, kind, words) -> None:
+    """A typo in a property is no absent bias; nothing else of an own synapse is believed that can be tried."""
+    net = FeedbackSNN(input=Wrong(wrong), engine="dense")
+    with pytest.raises(kind, match=words):
+        net(images())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_formats_are_tried_and_counted_too(dtype) -> None:
+    """What is not linear is refused there as elsewhere; many spikes of a layer are counted."""
+    with pytest.raises(ValueError, match="no linear function"):
+        FeedbackSNN(input=Wrong("square"), engine="dense").to(dtype)(images().to(dtype))
+    net = FeedbackSNN(input=synapses.Linear(1, 70_000), time_step=4, time_step_back=4, engine="dense").to(dtype)
+    with torch.no_grad():
+        net.input.weight.fill_(1)
+    statistics = SpikeStatistics()
+    (net(torch.ones(1, 1, dtype=dtype), statistics) * 1e3).sum().backward()
+    assert statistics.backward_rates.item() == statistics.saturated.item() == 1
+
+
+def test_a_buffer_belongs_to_one_call() -> None:
+    """A buffer that was changed, or swapped, before the backward pass is refused as a parameter is."""
+    net = FeedbackSNN(input=Wrong("buffer"), engine="dense")
+    net(images()).sum().backward()
+    rates = net(images())
+    net.input.mask[0] = 0
+    with pytest.raises(ValueError, match="'input' has other buffers now"):
+        rates.sum().backward()
+    rates = torch.func.functional_call(net, {"input.mask": torch.zeros(4, 2, 3, 3)}, images())
+    with pytest.raises(ValueError, match="'input' has other buffers now"):
+        rates.sum().backward()
+
+
+@pytest.mark.parametrize("engine", ["dense", "event"])
+def test_inference_mode(engine) -> None:
+    """Own synapses, whose transpose autograd finds, are simulated there as anywhere."""
+    net = network(engine, layers=[Gained(4, 6)])
+    with torch.no_grad():
+        expected = net(images())
+    with torch.inference_mode():
+        assert torch.equal(net(images()), expected)
+
+
+@pytest.mark.parametrize("feedback", [None, synapses.Conv2d(32, 16, 3, bias=False)])
+def test_threads_of_the_event_engine_follow_no_gradient(feedback, monkeypatch) -> None:
+    """Products of whole tensors with a gain that is trained, in several threads."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(costs, "break_even", lambda *_, **__: 0.0)
+    net = FeedbackSNN(input=synapses.Conv2d(2, 16, 3), layers=[Gained(16, 32)], feedback=feedback, engine="event")
+    nn.init.constant_(net.input.bias, 1.5)
+    try:
+        torch.set_num_threads(2)
+        rates = net(torch.rand(8, 2, 7, 9))
+    finally:
+        torch.set_num_threads(before)
+    rates.sum().backward()
+    assert rates.any() and net.layers[0].gain.grad is not None
+
+
+def test_what_is_no_part_or_argument() -> None:
+    """Parts set later, statistics, a shape that is none, a batch of none."""
+    net = network("dense")
+    with pytest.raises(TypeError, match="given by name, keys="):
+        net(images(), torch.arange(3))
+    statistics = SpikeStatistics()
+    net(images()[:0], statistics).sum().backward()
+    assert statistics.neurons == [4 * 63, 6 * 63]
+    net.neuron = LIF
+    with pytest.raises(TypeError, match="neuron must be a LIF"):
+        net(images())
+    net = network("dense")
+    net.layers[0] = nn.Conv2d(4, 6, 3)
+    with pytest.raises(TypeError, match="built from synapses"):
+        net(images())
+    net.layers[0] = Gained(4, 6)
+    net.layers[0].output_shape = lambda shape: [6, 7, 9]
+    with pytest.raises(TypeError, match="must be a tuple"):
+        net(images())
+    with pytest.raises(ValueError, match="at most half of kernel_size"):
+        synapses.AvgPool2d(2, padding=2)
+    with pytest.raises(ValueError, match="less u_rest, .* infinite in torch.float32"):
+        network("dense", neuron=IF(v_threshold=2e38))(images())

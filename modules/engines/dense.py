@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.circuit import Circuit, Connection
 from modules.engines.interface import BackwardResult, ForwardResult
-from modules.neurons import leak_in, leak_sum
+from modules.neurons import IF, LIF, TernaryCouple, leak_in, leak_sum
 from modules.synapses import layout
 
 
@@ -31,13 +31,14 @@ class DenseEngine:
         potentials, spikes, counts = ([_zeros(c, batch, x) for c in feedforward] for _ in range(3))
         traces = counts if leak == 1 else [_zeros(c, batch, x) for c in feedforward]
 
+        given = _unchanged if type(neuron) in (IF, LIF) else Tensor.clone
         outside = itertools.chain.from_iterable(circuit.input_currents(x))
         for input_current in outside if circuit.event_input else itertools.repeat(next(outside), circuit.time_step):
             for layer, connection in enumerate(feedforward):
                 if layer > 0:
                     current = connection.current(spikes[layer - 1])
                 else:
-                    current = input_current if feedback is None else input_current + feedback.current(spikes[-1])
+                    current = input_current + feedback.current(spikes[-1]) if feedback else given(input_current)
                 neuron.step_(potentials[layer], current, spikes[layer])
                 counts[layer] += spikes[layer]
                 if traces is not counts:
@@ -60,13 +61,13 @@ class DenseEngine:
         gates = circuit.gates([mask.to(gradient.dtype) * (couple.quantum / circuit.neuron.quantum) for mask in masks])
         fired = torch.zeros(len(feedforward), dtype=torch.float64, device=gradient.device)
 
-        last = len(feedforward) - 1
+        given, last = _unchanged if type(couple) is TernaryCouple else Tensor.clone, len(feedforward) - 1
         for _ in range(circuit.time_step_back):
             for layer in range(last, -1, -1):
                 if layer < last:
                     current = feedforward[layer + 1].transpose(spikes[layer + 1] * gates[layer + 1])
                 else:
-                    current = gradient if feedback is None else gradient + feedback.transpose(spikes[0] * gates[-1])
+                    current = gradient + feedback.transpose(spikes[0] * gates[-1]) if feedback else given(gradient)
                 fired[layer] += couple.step_(potentials[layer], current, spikes[layer], negative[layer])
                 if leak != 1:
                     traces[layer] *= leak
@@ -74,6 +75,11 @@ class DenseEngine:
 
         norm = leak_sum(circuit.time_step_back, leak) / couple.quantum
         return BackwardResult(betas=[trace / norm for trace in traces], fired=fired)
+
+
+def _unchanged(current: Tensor) -> Tensor:
+    """What is handed to the library's neurons, at every step anew; others, which may change it, get a copy."""
+    return current
 
 
 def _zeros(connection: Connection, batch: int, like: Tensor) -> Tensor:

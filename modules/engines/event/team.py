@@ -22,6 +22,7 @@ def team(make_tools: Callable[[], Any]) -> Share:
     def share(work: Callable[[Any, range], None], chunks: list[range]) -> None:
         left = iter(chunks)
 
+        @torch.no_grad()  # which is a matter of each thread
         def take_turns(own: Any) -> None:
             for chunk in left:
                 work(own, chunk)
