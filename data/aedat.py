@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import expand
 
 SENSOR = 128  # pixels of a side
 MAGIC = b"#!AER-DAT2.0"
@@ -53,4 +52,4 @@ def parse_aedat(contents: bytes, name: str) -> Events:
 
 def read_aedat(path: str | Path) -> Events:
     """Events of an AEDAT 2.0 file; errors as of :func:`parse_aedat`."""
-    return parse_aedat(expand(path).read_bytes(), str(path))
+    return parse_aedat(Path(path).expanduser().read_bytes(), str(path))

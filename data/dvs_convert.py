@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from data.dvs_files import Key, Recording, dataset_folder, find_recordings, numbered, verify
 from data.frames import TRANSFORMS, events_to_frames
 from utils.errors import UserError
-from utils.files import alone_in, remove_leftovers, replacing
+from utils.files import alone_in, remove_leftovers, replacing, write_atomically
 from utils.processes import follow_parent
 from utils.progress import follow
 
@@ -38,10 +38,10 @@ def cached(folder: Path) -> dict[Key, Path]:
     return {key: folder / name for key, name in numbered(names, "npy").items()}
 
 
-def _mark(transform: str) -> str:
+def _mark(transform: str) -> bytes:
     """What tells one version of the code that makes frames from another."""
     code = map(inspect.getsource, (events_to_frames, TRANSFORMS[transform]))
-    return hashlib.sha256("".join(code).encode()).hexdigest()
+    return hashlib.sha256("".join(code).encode()).hexdigest().encode()
 
 
 def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, cache: str | Path | None = None,
@@ -59,7 +59,8 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
     folder = cache_folder(root, frames=frames, transform=transform, size=size, cache=cache)
     recordings, mark = find_recordings(root), folder / MARK
     remedy = "name another folder for them with --frames-path (in Python, with cache)"
-    if cached(folder) and mark.is_file() and mark.read_text() != _mark(transform):
+    marked = mark.read_bytes() if mark.is_file() else b""
+    if cached(folder) and marked not in (b"", _mark(transform)):
         raise UserError(f"{folder} holds frames from before the transform {transform!r} was changed: delete it, or "
                         f"{remedy}")
     if recordings.keys() <= cached(folder).keys():
@@ -69,7 +70,6 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
         missing = {key: recordings[key] for key in sorted(recordings.keys() - cached(folder).keys())}
         if not missing:
             return
-        mark.write_text(_mark(transform))
         archives = sorted({recording.path for recording in missing.values() if recording.member is not None})
         for archive in follow(archives, label="Checking zips", total=len(archives), unit="zip") if archives else ():
             verify(archive, folder.parent)
@@ -79,6 +79,8 @@ def convert(root: str | Path, *, frames: int, transform: str, size: int = 48, ca
                          idle_worker_timeout=10)
         convert_one = delayed(partial(_convert_one, frames=frames, transform=TRANSFORMS[transform], size=size))
         try:
+            if marked != _mark(transform):
+                write_atomically(mark, _mark(transform))
             with closing(share(convert_one(*job) for job in jobs)) as done:
                 for _ in follow(done, label="Converting recordings", total=len(jobs), unit="recording"):
                     pass

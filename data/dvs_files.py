@@ -86,7 +86,7 @@ def find_recordings(root: str | Path) -> dict[Key, Recording]:
     for place in _places(root):
         for name in CLASSES:
             archive = place / f"{name}.zip"
-            zipped = _in_zip(archive, name, strict=place == dataset_folder(root)) if archive.exists() else {}
+            zipped = _in_zip(archive, name, strict=place == dataset_folder(root)) if archive.is_file() else {}
             found = (zipped or _in_files((place / name).rglob("*.aedat"))) | found
         found = _in_files(place.iterdir()) | found
     return found
@@ -120,7 +120,8 @@ def _places(root: str | Path) -> Iterator[Path]:
 
 
 def _in_files(paths: Iterable[Path]) -> dict[Key, Recording]:
-    return {key: Recording(Path(path)) for key, path in numbered(map(str, paths), "aedat").items()}
+    files = map(str, filter(Path.is_file, paths))
+    return {key: Recording(Path(path)) for key, path in numbered(files, "aedat").items()}
 
 
 def _in_zip(archive: Path, name: str, *, strict: bool) -> dict[Key, Recording]:

@@ -1,5 +1,6 @@
 """Image datasets: MNIST, Fashion-MNIST and CIFAR through torchvision, scikit-learn's digits, images of one's own."""
 import hashlib
+import re
 import socket
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -55,11 +56,12 @@ def load(name: str, root: str | Path, *, train: bool, transform: Transform | Non
             raise UserError(f"the files of {name} in {folder} cannot be read ({_first_line(error)}): delete them and "
                             f"run again with a network, or put good copies there") from error
     else:
-        labels = np.asarray(found.targets)
-        if len(labels) != len(found.data) or not 0 <= labels.min() <= labels.max() < NUM_CLASSES[name]:
+        labels, shape = np.asarray(found.targets), tuple(found.data.shape)
+        right = shape[1:] in ((28, 28), (32, 32, 3)) and len(labels) == len(found.data)
+        if not right or not 0 <= labels.min() <= labels.max() < NUM_CLASSES[name]:
             raise UserError(f"the files of {name} in {folder} do not belong together: {len(found.data)} images and "
                             f"{len(labels)} labels, from {labels.min()} to {labels.max()}, to "
-                            f"{'train' if train else 'test'} with: put good copies there")
+                            f"{'train' if train else 'test'} with, images of {shape[1:]}: put good copies there")
         return found
     say(f"{name} is not in {folder}: fetching what is missing")
     before = socket.getdefaulttimeout()
@@ -96,6 +98,11 @@ def class_folders(root: str | Path, classes: Collection[str], *,
             parts.append(datasets.ImageFolder(str(folder), transform=own, loader=open_image))
         except FileNotFoundError as error:
             raise UserError(f"a class in {folder} has no images ({_first_line(error)}): put some there") from error
+        taken = {file for file, _ in parts[-1].samples}
+        others = sorted(str(file) for name in classes for file in (folder / name).rglob("[!.]*")
+                        if file.is_file() and str(file) not in taken)
+        if others:
+            say(f"note: {len(others)} files in {folder} are no images by their names and are left out, as {others[0]}")
     return tuple(parts)
 
 
@@ -103,10 +110,13 @@ def open_image(path: str | Path) -> Image.Image:
     """The image in a file, in 8-bit colour; a UserError if it is none, or has more bits, which would be cut off."""
     try:
         with Image.open(path) as image:
-            mode, colour = image.mode, image.convert("RGB")
+            decoders = " ".join(str(tile[3]) for tile in image.tile)  # such as RGB;16B; a PPM's says its greatest value
+            greatest = re.findall(r"\d+", decoders) if image.format == "PPM" else ()
+            deep = image.mode[0] in "IF" or ";16" in decoders or any(int(value) > 255 for value in greatest)
+            colour = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for bad files
         raise UserError(f"{path} is damaged or no image ({_first_line(error)}): replace or delete it") from error
-    if mode[0] in "IF":
+    if deep:
         raise UserError(f"{path} has more than 8 bits a channel: convert it to 8 bits")
     return colour
 
@@ -207,8 +217,9 @@ def _find_damage(kind: type, folder: Path) -> str | None:
         if kind.__name__.startswith("CIFAR") and not contents.endswith(b"."):  # the mark at the end of every pickle
             return f"{path} is truncated or damaged"
         if name.endswith("-ubyte"):
-            sizes = np.frombuffer(contents[4:4 + 4 * contents[3]], ">i4") if len(contents) > 8 else [-1]
-            expected = 4 + 4 * len(sizes) + int(np.prod(sizes))
+            header = 4 + 4 * contents[3] if len(contents) > 3 else 4
+            items = np.prod(np.frombuffer(contents[4:header], ">i4")) if len(contents) >= header else 0
+            expected = header + int(items)
             if len(contents) != expected:
                 return f"{path} is truncated or damaged ({len(contents)} bytes where its header announces {expected})"
     return None

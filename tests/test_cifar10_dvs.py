@@ -169,6 +169,8 @@ def test_frames_of_another_version_of_a_transform(root, monkeypatch):
     monkeypatch.setitem(frames.TRANSFORMS, "clean", other)
     with pytest.raises(UserError, match="holds frames from before the transform 'clean' was changed: delete it, or na"):
         CIFAR10DVS(root, train=True, download=False, **settings)
+    (cache_folder(root, **settings) / dvs_convert.MARK).write_bytes(b"")  # what a full disk once left
+    CIFAR10DVS(root, train=True, download=False, **settings)
     (cache_folder(root, **settings) / dvs_convert.MARK).unlink()
     CIFAR10DVS(root, train=True, download=False, **settings)
 

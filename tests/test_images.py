@@ -4,9 +4,11 @@ import gzip
 import hashlib
 import pickle
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -191,6 +193,20 @@ def test_files_that_do_not_belong_together(tmp_path, source, target):
         images.load("mnist", tmp_path, train=target.startswith("train"))
 
 
+def test_images_of_another_size(tmp_path):
+    """32x32 pixels are no MNIST, whatever the header says; the header itself may be torn at any place."""
+    folder = make_mnist(tmp_path / "MNIST" / "raw")
+    path = folder / "train-images-idx3-ubyte"
+    number = len((folder / "train-labels-idx1-ubyte").read_bytes()) - 8
+    path.write_bytes(struct.pack(">4i", 0x803, number, 32, 32) + bytes(number * 1024))
+    with pytest.raises(UserError, match=r"do not belong together: .* images of \(32, 32\)"):
+        images.load("mnist", tmp_path, train=True)
+    for size in range(1, 17):
+        path.write_bytes(struct.pack(">4i", 0x803, number, 28, 28)[:size])
+        with pytest.raises(UserError, match="train-images-idx3-ubyte is truncated or damaged"):
+            images.load("mnist", tmp_path, train=True)
+
+
 def test_labels_of_no_class(tmp_path):
     folder = make_mnist(tmp_path / "MNIST" / "raw")
     path = folder / "train-labels-idx1-ubyte"
@@ -297,6 +313,29 @@ def test_own_image_of_many_bits(own):
     Image.fromarray(np.full((40, 40), 30000, np.uint16)).save(path.with_suffix(".png"))
     with pytest.raises(UserError, match="china/40.png has more than 8 bits"):
         list(loaders(own)[1])
+
+
+@pytest.mark.parametrize("suffix, channels", [(".png", 1), (".png", 3), (".png", 4), (".tif", 1), (".tif", 3),
+                                              (".ppm", 3), (".pgm", 1)])
+def test_many_bits_of_a_colour_image(tmp_path, suffix, channels):
+    """Pillow would cut them off as it reads them; images of 8 bits are taken as they are."""
+    pixels = np.random.default_rng(0).integers(256, 65536, (6, 5, channels), dtype=np.uint16)
+    path = str(tmp_path / f"image{suffix}")
+    assert cv2.imwrite(path, pixels)
+    with pytest.raises(UserError, match="has more than 8 bits"):
+        images.open_image(path)
+    assert cv2.imwrite(path, (pixels >> 8).astype(np.uint8))
+    assert images.open_image(path).mode == "RGB"
+
+
+def test_files_that_are_left_out_are_named(own, capsys):
+    """Such as GIFs, which torchvision takes for no images."""
+    loaders(own)
+    assert "left out" not in capsys.readouterr().out
+    for name in ("a.gif", "b.gif", ".hidden"):
+        (own / "train" / "flower" / name).touch()
+    loaders(own)
+    assert "2 files in" in (said := capsys.readouterr().out) and "flower/a.gif" in said
 
 
 @pytest.mark.parametrize("part, name, words", [

@@ -105,6 +105,9 @@ def make_loaders(train: Dataset, test: Dataset, args: argparse.Namespace, *, tra
             samples, see :func:`spread`, or None for all).
         pin_memory: put batches where a GPU can fetch them; share: ``rank`` and ``ranks`` of :class:`Batches`.
     """
+    for data, part in ((train, "training"), (test, "test")):
+        if not len(data):
+            raise UserError(f"there are no {part} samples: see to the data")
     workers = min(args.workers, len(os.sched_getaffinity(0)))  # more would only take turns: PyTorch warns of them
 
     def loader(data: Keyed, batches: Batches) -> DataLoader:
