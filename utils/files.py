@@ -37,7 +37,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names none
+        if error.filename in (None, str(beside)):  # a full disk names none
+            error.filename = str(path)
         raise
     finally:
         beside.unlink(missing_ok=True)
@@ -137,7 +138,8 @@ class FolderLock:
 
     def __exit__(self, *_: object) -> None:
         if isinstance(self._lock, FileLock) and self._lock.is_locked:  # which it is not in a forked child
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):  # where the folder may not be written to any more
+                Path(self._lock.lock_file).unlink()
         self._lock.release()
 
     def _make_lock(self) -> FileLock | SoftFileLease:

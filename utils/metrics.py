@@ -25,11 +25,11 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]], *, lasting: bool) ->
     # JSON has no number that is not finite.
     plain = (json.loads(json.dumps(row), parse_constant=lambda name: None) for row in rows)
     lines = "".join(json.dumps(row) + "\n" for row in plain).encode()
-    with open(folder / NAME, "ab") as file:
-        end = file.tell()
+    with open(folder / NAME, "ab", buffering=0) as file:  # a buffer would hold on to what there is no room for
+        end, left = file.tell(), memoryview(lines)
         try:
-            file.write(lines)
-            file.flush()
+            while left:
+                left = left[file.write(left):]
             if lasting:
                 os.fsync(file.fileno())
         except OSError:
@@ -54,7 +54,7 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         sum(row[name] for name in NUMBERS[row["phase"]])  # a KeyError or TypeError without one of them
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{place} is no row of metrics as a run writes them ({type(error).__name__}: {error}): correct "
                         "or delete that line") from error
     return row
@@ -70,7 +70,7 @@ def cut(source: Path, folder: Path, *, iteration: int, evaluated: bool) -> None:
         try:
             row = json.loads(line)
             early, now = row["iteration"] < iteration, row["iteration"] == iteration
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             say(f"warning: {place} is no row of metrics, and is left out")
             continue
         if early or now and (evaluated or row.get("phase") == "train"):
@@ -113,6 +113,7 @@ class PendingRows:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._waiting: list[tuple[dict[str, Any], Meters, Callable[[], float] | None]] = []
+        self._finished: list[dict[str, Any]] = []  # with their means, to be written by the process that leads
         self._lasting = True  # whether what is in the file would outlast a power cut
 
     def note(self, row: dict[str, Any], meters: Meters, seconds: Callable[[], float] | None = None) -> None:
@@ -124,13 +125,14 @@ class PendingRows:
 
         All processes of a job ask for the sums over all, which ``merged`` gives; the one that ``leads`` writes.
         """
-        rows = []
         for row, meters, seconds in self._waiting:
             results = merged(meters).results()
-            rows.append({**row, **{name: value for name, value in results.items() if value is not None},
-                         **({"seconds": seconds()} if seconds else {})})
-        if leads and (rows or lasting and not self._lasting):
+            if leads:
+                self._finished.append({**row, **{name: value for name, value in results.items() if value is not None},
+                                       **({"seconds": seconds()} if seconds else {})})
+        self._waiting.clear()  # before anything can fail: all processes ask for the same sums
+        if leads and (self._finished or lasting and not self._lasting):
             self.folder.mkdir(parents=True, exist_ok=True)
-            append(self.folder, rows, lasting=lasting)
+            append(self.folder, self._finished, lasting=lasting)
+            self._finished.clear()
             self._lasting = lasting
-        self._waiting.clear()

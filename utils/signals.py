@@ -66,7 +66,7 @@ class Signals:
             number = received[0]
             if number == signal.SIGUSR1:
                 self.save = True
-            elif number == signal.SIGINT and self.stop is not None:
+            elif number == self.stop == signal.SIGINT:
                 if time.monotonic() - self._asked > ECHO:
                     os._exit(130)  # files are replaced as a whole, so there is nothing to put in order
             elif number in STOPPING:
