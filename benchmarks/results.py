@@ -20,11 +20,20 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.logs import COLUMNS, LOG, PLOT, read_log
 from utils.pages import number, table
+from utils.progress import say
 
 # Arguments that say where files lay, and others that change no number.
 PLACES = {"path", "frames_path", "checkpoint", "resume", "export"}
-HOW = {*PLACES, "workers", "save_every", "log_every", "manualSeed", "gpu_id", "report", "report_samples", "override"}
+HOW = {"workers", "save_every", "log_every", "manualSeed", "gpu_id", "report", "report_samples", "override"}
 ROWS = 300  # of training that are kept of a run
+
+
+def kept_at(run: Path, target: Path) -> Path:
+    """The folder within ``target`` for what is kept of a run; a UserError, if it is there already."""
+    folder = target / run.resolve().name
+    if folder.exists():
+        raise UserError(f"{folder} exists, and what is kept there is not overwritten: rename the run, or remove that")
+    return folder
 
 
 def keep(run: Path, target: Path) -> None:
@@ -32,10 +41,7 @@ def keep(run: Path, target: Path) -> None:
 
     A row of training that is kept has the mean seconds of those before it that are not, so times add up.
     """
-    folder = target / run.resolve().name
-    if folder.exists():
-        raise UserError(f"{folder} exists, and what is kept there is not overwritten: rename the run, or remove that")
-    rows, how = metrics.read(run), json.loads((run / "args.json").read_text())
+    folder, rows, how = kept_at(run, target), metrics.read(run), json.loads((run / "args.json").read_text())
     training = [row for row in rows if row["phase"] == "train"]
     every = -(-len(training) // ROWS)
     groups = [training[first:first + every] for first in range(0, len(training), every)]
@@ -48,7 +54,7 @@ def keep(run: Path, target: Path) -> None:
     short = (json.loads(json.dumps(row), parse_float=lambda text: float(f"{float(text):.5g}")) for row in kept)
     (folder / metrics.NAME).write_text("".join(json.dumps(row) + "\n" for row in short))
     how["command"] = command(how)
-    how["arguments"] = {name: value for name, value in how["arguments"].items() if name not in PLACES}
+    how["arguments"] = _without_places(how["arguments"])
     (folder / "args.json").write_text(json.dumps(how, indent=2) + "\n")
 
 
@@ -58,11 +64,17 @@ def command(how: Mapping[str, Any]) -> list[str]:
     experiment = importlib.import_module(script.stem).EXPERIMENT
     usual = vars(experiment.arguments(["--dataset", own["dataset"]])) | {"dataset": experiment.defaults["dataset"]}
     words = [script.name]
-    for name, value in own.items():
+    for name, value in _without_places(own).items():
         if name not in HOW and value != usual.get(name):
             values = value if isinstance(value, list) else [] if value is True else [value]
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return words
+
+
+def _without_places(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that say what was trained; where a readout started anew, the name of the file of its network too."""
+    kept = {name: value for name, value in arguments.items() if name not in PLACES}
+    return {**kept, "resume": Path(arguments["resume"]).name} if arguments.get("new_readout") else kept
 
 
 def results(folders: Sequence[Path]) -> str:
@@ -77,6 +89,9 @@ def results(folders: Sequence[Path]) -> str:
             raise UserError(f"{folder} holds no result ({type(error).__name__}: {error}): name the folder of a run of "
                             "a script that can be imported, with args.json, log.txt, and rows of training and of an "
                             f"evaluation in {metrics.NAME}") from error
+        if twin := next((other["folder"] for other in runs[name] if other["seed"] == run["seed"]), None):
+            raise UserError(f"{folder} and {twin} are runs of the same command with the same seed, so one would count "
+                            "twice: name one of them")
         runs[name].append(run)
     return table(["command", "seeds", "epochs", "last test accuracy (%)", "best",
                   "seconds an epoch: an iteration's median times its iterations", "on"],
@@ -92,7 +107,7 @@ def _run(folder: Path) -> tuple[str, dict[str, Any]]:
     epoch = how.get("iterations_per_epoch") or next(  # which older folders do not say: as many as the first had
         row["iteration"] for row in rows if row["phase"] == "test")
     return " ".join(command(how)), {
-        "seed": how["arguments"]["manualSeed"],
+        "folder": folder, "seed": how["arguments"]["manualSeed"],
         "epochs": f"{number(rows[-1]['iteration'] / epoch)} of {how['arguments']['epochs']}",
         "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * epoch,
         "how": "; then ".join(f"{place['device']}, PyTorch {place['versions']['torch']}"
@@ -118,9 +133,10 @@ if __name__ == "__main__":
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy there what the table is made of")
     options = parser.parse_args()
     with mistakes.in_a_sentence(World()), mistakes.about(*filter(None, [options.keep])):
-        if len({folder.resolve() for folder in options.folders}) < len(options.folders):
-            raise UserError("a run would count twice: name each folder once")
         page = results(options.folders)
-        for own in options.folders if options.keep else ():
+        kept = options.folders if options.keep else []
+        if len({kept_at(own, options.keep) for own in kept}) < len(kept):
+            raise UserError(f"two of these would be kept under one name in {options.keep}: rename one")
+        for own in kept:
             keep(own, options.keep)
-        print(page)
+        say(page)

@@ -257,7 +257,17 @@ def test_rows_of_a_run_that_is_writing(tmp_path, monkeypatch) -> None:
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(own) + "\n" for own in rows))
         refused(f"line 2, .*KeyError: '{name}'")
     (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    refused("cannot be used", "--output", str(tmp_path / "nowhere" / "a.png"))
+    refused("nowhere/a.png cannot be used", "--output", str(tmp_path / "nowhere" / "a.png"))
+    refused("2", "--output", str(tmp_path / "a.pdf"))
+
+
+def test_names_of_folders_are_drawn_as_they_are() -> None:
+    """Neither as a formula, nor left out of the legend."""
+    row = {"phase": "train", "iteration": 1, "loss": 1.0, "top1": 10.0, "seconds": 1.0, "forward_rates": [0.5]}
+    figure = curves.draw({"lr$x^$": [row], "_old": [row]}, "iterations")
+    figure.canvas.draw()
+    texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert [text.replace("\\$", "$") for text in texts[::2]] == ["lr$x^$, train", "./_old, train"]
 
 
 def test_lines_differ_in_grey() -> None:

@@ -25,7 +25,8 @@ def test_the_table_is_made_of_what_runs_leave(tmp_path: Path) -> None:
     same table and names no place."""
     runs = [tmp_path / f"run-{seed}" for seed in (1, 2)]
     for seed, run in enumerate(runs, start=1):
-        succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--lr", 0.05, "--max-iters", 3, "--log-every", 1, "-c", run,
+        succeed("mnist_lenet.py", *BRIEF, "-d", "digits", "--lr", 0.05, "--max-iters", 1 + seed, "--log-every", 1,
+                "-c", run,
                 "--manualSeed", seed)
     how = json.loads((runs[0] / "args.json").read_text())
     (runs[0] / "args.json").write_text(json.dumps(how | {"device": "a GPU", "git": None}))
@@ -75,6 +76,22 @@ def test_folders_that_hold_no_result(damage: Callable, sentence: str, tmp_path: 
     damage(run)
     with pytest.raises(UserError, match=sentence):
         results.results([run])
+
+
+def test_no_run_counts_twice(tmp_path: Path) -> None:
+    """A run and a copy of it are refused; networks that were tuned are told apart by where they came from."""
+    run = REPOSITORY / "docs" / "results" / "digits-spide-1"
+    shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(UserError, match="copy and .*digits-spide-1 are runs of the same command with the same seed"):
+        results.results([run, tmp_path / "copy"])
+    how = json.loads((run / "args.json").read_text())
+    how["arguments"] |= {"new_readout": True, "resume": "/a/place/mnist.pth.tar"}
+    (tmp_path / "copy" / "args.json").write_text(json.dumps(how))
+    assert results.results([run, tmp_path / "copy"]).count("mnist_lenet.py") == 2
+    results.keep(tmp_path / "copy", tmp_path / "kept")
+    table = results.results([tmp_path / "kept" / "copy"])
+    assert table == results.results([tmp_path / "copy"]) and "--new-readout --resume mnist.pth.tar`" in table
+    assert "/a/place" not in (tmp_path / "kept" / "copy" / "args.json").read_text()
 
 
 def test_nothing_that_is_kept_is_overwritten(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from utils import figures, metrics, mistakes
 from utils.distributed import World
 from utils.errors import UserError
 from utils.pages import table
+from utils.progress import say
 
 Row = Mapping[str, Any]
 PHASES = {"train": {"linestyle": "-", "marker": ""}, "test": {"linestyle": "--"}}  # of rows, and how to draw them
@@ -18,7 +19,9 @@ def draw(runs: Mapping[str, Sequence[Row]], against: str) -> Any:
     """Loss and accuracy of runs (rows by name), rates of their layers, over 'iterations' or 'seconds' of training."""
     figure, axes = figures.new_figure(1 + len(runs), 2, width=13, height=3.6 * (1 + len(runs)), sharex=True)
     place = "elapsed" if against == "seconds" else "iteration"
-    for number, (name, rows) in enumerate(runs.items()):
+    for number, (folder, rows) in enumerate(runs.items()):
+        # As it is: a dollar begins a formula in a picture, and what an underscore begins is left out of legends.
+        name = ("./" * folder.startswith("_") + folder).replace("$", r"\$")
         phases = {phase: [row for row in _timed(rows) if row["phase"] == phase] for phase in PHASES}
         for panel, kind in zip(axes[0], ("loss", "top1")):
             for phase, look in PHASES.items():
@@ -62,15 +65,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.rows < 1:
         parser.error("--rows must be at least 1")
+    if options.output.suffix.lower() != ".png":
+        parser.error(f"--output must end in .png, the form of the picture, not be {options.output}")
     with mistakes.in_a_sentence(World()), mistakes.about(*options.folders, options.output.parent):
         runs = {str(folder): metrics.read(folder) for folder in options.folders}
         for name, rows in runs.items():
             if not any(row["phase"] == "train" for row in rows):
                 raise UserError(f"{Path(name, metrics.NAME)} holds no rows of training: name the folder of a run that "
                                 "has written some, without --log-every 0")
-            print(f"**{name}**, rates in spikes per unit and step\n\n{rates_table(rows, options.rows)}\n")
         figures.save(draw(runs, options.against), options.output)
-    print(f"curves: {options.output}")
+        for name, rows in runs.items():
+            say(f"**{name}**, rates in spikes per unit and step\n\n{rates_table(rows, options.rows)}\n")
+        say(f"curves: {options.output}")
 
 
 def _timed(rows: Sequence[Row]) -> list[Row]:
