@@ -1,7 +1,6 @@
 """Flags of a spiking network: how they are spelt, which values make sense, and what they mean."""
 import argparse
 import inspect
-import math
 from functools import partial
 from typing import Any
 
@@ -48,9 +47,12 @@ def check(args: argparse.Namespace) -> None:
     """Refuse, by ValueError, resets that raise the potential, and engines that there are not."""
     for name, threshold in (("u_rest", args.vth), ("u_rest_back", args.vth_back or args.vth)):
         reset = getattr(args, name)
-        if not (reset is None or -math.inf < reset < threshold):
+        if not (reset is None or reset < threshold):
             raise ValueError(f"--{name} ({reset}) must be below the threshold ({threshold}): a spike lowers the "
                              "potential")
+        if not threshold - (-threshold if reset is None else reset) < 3e38:
+            raise ValueError(f"--{name} ({reset}) is so far below the threshold ({threshold}) that float32 does not "
+                             "hold by how much a spike lowers the potential")
     if ":" in args.engine:
         raise ValueError(f"--engine takes a name alone, not '{args.engine}': see --precision")
     engines.require(args.engine)

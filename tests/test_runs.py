@@ -4,6 +4,9 @@ import json
 import math
 import os
 import random
+import resource
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +18,13 @@ from torch.utils.data import TensorDataset
 import mnist_lenet
 from models import LeNet, dynamics
 from tests.processes import equal, same_state
-from tests.small import IMAGES, LABELS, small, stored
+from tests.small import IMAGES, LABELS, made, small, stored
 from tests.test_published import as_published
 from utils import checkpoint, logs, metrics, report
 from utils.errors import UserError
 from utils.files import FolderLock
 from utils.finite import Watch, first_bad
+from utils.meters import Meters
 from utils.provenance import versions
 
 SEED = ("--manualSeed", "3")
@@ -643,3 +647,165 @@ def test_a_published_checkpoint_goes_on(tmp_path, capsys) -> None:
         torch.testing.assert_close(new["state_dict"]["network.input.weight"], model.network.input.weight.detach())
     assert stored(folder)["best_acc"] == 50.0
     assert stored(tmp_path / "ours", "model_best.pth.tar")["best_acc"] == stored(tmp_path / "ours")["best_acc"] < 50.0
+
+
+# Found by trying what users do
+
+
+def test_a_copy_without_the_best_network_makes_a_new_best(folder, tmp_path, capsys) -> None:
+    """A checkpoint that was copied alone, linked to, or exported: the best network that it tells of is not there."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "copy.pth.tar").write_bytes((folder / "checkpoint.pth.tar").read_bytes())
+    train("--resume", alone / "copy.pth.tar", "--epochs", 4, "--lr", 1e-9)
+    assert "the best network up to this iteration is not in" in capsys.readouterr().out
+    assert stored(alone, "model_best.pth.tar")["best_acc"] == stored(alone)["best_acc"]
+    (tmp_path / "latest").symlink_to(folder / "checkpoint.pth.tar")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    train("--resume", tmp_path / "latest", "--epochs", 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before and stored(folder)["epoch"] == 4
+    assert "is not in" not in capsys.readouterr().out
+
+
+def test_a_report_goes_with_its_run(folder) -> None:
+    """What described the network of before is set aside with it."""
+    (folder / "report").mkdir()
+    (folder / "report" / "report.md").write_text("of another network")
+    train("-c", folder, "--epochs", 1)
+    assert not (folder / "report").exists() and (folder / "previous-1" / "report" / "report.md").is_file()
+
+
+def test_a_run_that_is_over_keeps_its_arguments(folder) -> None:
+    """Nothing was trained with the flags of an invocation that found nothing to do."""
+    before = (folder / "args.json").read_bytes()
+    train("-c", folder, "--resume", "auto", "--lr", 5, "--epochs", 3)
+    assert (folder / "args.json").read_bytes() == before
+    train("-c", folder, "--resume", "auto", "--lr", 1e-3, "--epochs", 4)
+    assert json.loads((folder / "args.json").read_text())["arguments"]["lr"] == 1e-3
+
+
+def test_folders_that_are_not_one_runs(folder, tmp_path, monkeypatch) -> None:
+    """Where checkpoints of many lie, none goes on in place; evaluating there writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").mkdir()
+    train("--resume", folder / "checkpoint.pth.tar", "--export", "checkpoints/net.pth.tar")
+    assert "is no folder of one run's own" in sentence("--resume", "checkpoints/net.pth.tar", "--epochs", 9)
+    assert "is no folder of one run's own" in sentence("-c", tmp_path / "checkpoints")
+    train("--resume", "checkpoints/net.pth.tar", "--evaluate")
+    assert [path.name for path in Path("checkpoints").iterdir()] == ["net.pth.tar"]
+    assert "--start-epoch is of training" in sentence("--resume", "checkpoints/net.pth.tar", "-e", "--start-epoch", 1)
+
+
+def test_logs_that_are_empty_or_short_are_made_whole(folder) -> None:
+    """The checkpoint holds the history, whatever became of the file."""
+    whole = (folder / "log.txt").read_text()
+    for damaged in ("", whole.splitlines()[0] + "\n"):
+        (folder / "log.txt").write_text(damaged)
+        train("-c", folder, "--resume", "auto")
+        assert (folder / "log.txt").read_text() == whole
+
+
+def test_another_batch_size_trains_no_sample_of_a_whole_epoch_again(tmp_path, capsys) -> None:
+    """Nor does an epoch of which only the evaluation is missing train a part of it anew; otherwise it is said."""
+    train("-c", tmp_path, "--epochs", 1, "--train-batch", 7, "--max-iters", 2)
+    train("-c", tmp_path, "--resume", "auto", "--train-batch", 8, "--override")
+    assert stored(tmp_path)["iteration"] == 2 + 2 and "6 samples of the running epoch come again" in (
+        capsys.readouterr().out)
+    for batch, size, place in ((3, 10, 3), (3, 5, 5), (2, 5, 3), (2, 4, 4)):  # batches of 8 done, then place in others
+        run = made(tmp_path, "--train-batch", size)
+        run.load_state_dict({**stored(tmp_path), "epoch": 0, "batch": batch}, tmp_path)
+        assert run.state.batch == place
+
+
+def test_rows_that_no_room_was_left_for_are_written_once(tmp_path) -> None:
+    """A file that may grow no more stays as it was, as much as a file system takes of a row."""
+    rows = [{"iteration": number, "text": "x" * 90} for number in range(60)]
+    metrics.append(tmp_path, rows[:1], lasting=False)
+    before = contents(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        with pytest.raises(OSError):
+            metrics.append(tmp_path, rows[1:], lasting=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert contents(tmp_path) == before
+
+
+def test_processes_ask_for_the_same_sums_whatever_fails(tmp_path) -> None:
+    """Each asks for those of every row once: one more, after a failure of the leader's disk, would wait for ever."""
+    asked = {True: 0, False: 0}
+    sums = {name: torch.ones(()) for name in ("samples", "loss", "top1", "top5")}
+    for leads in asked:
+        pending = metrics.PendingRows(tmp_path / "folder")
+        (tmp_path / "folder").unlink(missing_ok=True)
+        (tmp_path / "folder").touch()  # a file, where no folder can be made
+        for number in (1, 2):
+            pending.note({"phase": "train", "iteration": number}, Meters({"sums": sums, "neurons": [1]}))
+
+            def merged(meters, leads=leads):
+                asked[leads] += 1
+                return meters
+
+            with pytest.raises(OSError) if leads and number == 1 else nullcontext():
+                pending.write(merged, leads=leads, lasting=False)
+            if (tmp_path / "folder").is_file():
+                (tmp_path / "folder").unlink()
+        if leads:
+            rows = (tmp_path / "folder" / metrics.NAME).read_text().splitlines()
+            assert [json.loads(row)["iteration"] for row in rows] == [1, 2]
+            (tmp_path / "folder" / metrics.NAME).unlink()
+            (tmp_path / "folder").rmdir()
+    assert asked == {True: 2, False: 2}
+
+
+def test_a_folder_that_may_not_be_written_to_any_more_can_be_left(tmp_path, monkeypatch) -> None:
+    """So that what a run ends with is heard, and not that its lock could not be removed."""
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with FolderLock(tmp_path):
+        monkeypatch.setattr(Path, "unlink", refused)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"arguments": {"lr": None}}, "holds None for --lr"),
+    ({"arguments": {"workers": None}}, "holds None for --workers"),
+    ({"epoch": math.inf}, "OverflowError"), ({"best_acc": math.nan}, "an accuracy is not a number"),
+    ({"history": [["a"] * 8]}, "could not convert string")])
+def test_values_that_no_run_can_have(folder, changes, words) -> None:
+    """They are refused with the name of the file, not as a fault of the script or of the loop."""
+    whole = stored(folder)
+    changes = {**changes, "arguments": {**whole["arguments"], **changes.get("arguments", {})}}
+    torch.save({**whole, **changes}, folder / "checkpoint.pth.tar")
+    found = sentence("--resume", folder / "checkpoint.pth.tar", "--epochs", 4)
+    assert words in found and "checkpoint.pth.tar" in found
+
+
+def test_weights_that_the_network_cannot_hold(folder, tmp_path) -> None:
+    """Nor are they exported, or tuned; what is no network is no traceback there either."""
+    whole = stored(folder)
+    name, huge = next(iter(whole["state_dict"].items()))
+    for state, words in (({**whole["state_dict"], name: huge.double() * 1e200}, "numbers that are not finite"),
+                         ({"network_x.conv.weight": 3}, "does not hold the state of a run")):
+        torch.save({**whole, "state_dict": state}, tmp_path / "odd.pth.tar")
+        for way in (["--evaluate"], ["--export", tmp_path / "net.pth.tar"], ["--new-readout", "-c", tmp_path / "new"]):
+            assert words in sentence("--resume", tmp_path / "odd.pth.tar", *way)
+    assert not (tmp_path / "net.pth.tar").exists()
+
+
+def test_defaults_of_a_data_set_are_of_that_alone(tmp_path) -> None:
+    """Those of the script's own data set do not stay where a checkpoint names another one."""
+    changes = {"dataset_defaults": {"noise": {"max_iters": 1}, "louder": {"noise_level": 2.0}}}
+    train("-c", tmp_path, "-d", "louder", "--epochs", 1, **changes)
+    train("--resume", tmp_path / "checkpoint.pth.tar", "--epochs", 2, **changes)
+    assert stored(tmp_path)["iteration"] == 6
+
+
+def test_a_dry_run_looks_at_labels_too(tmp_path) -> None:
+    """As training would; and data without samples are refused before anything runs."""
+    for labels, words in ((LABELS + 5, "labels from 5 to 7"), (LABELS[:0], "there are no training samples")):
+        data = TensorDataset(IMAGES[:len(labels)], labels)
+        assert words in sentence("-c", tmp_path, "--dry-run", build_data=lambda args, data=data: (data, data, None))

@@ -48,9 +48,14 @@ def save(checkpoint: Mapping[str, Any], *paths: Path) -> None:
         write_atomically(path, buffer.getvalue())
 
 
+def itself(path: str | Path) -> Path:
+    """The file, where ``path`` is a link to one: what else its run left lies beside that."""
+    return Path(path).resolve() if Path(path).is_symlink() else Path(path)
+
+
 def load(path: str | Path) -> Stored:
     """Read a checkpoint without running anything in it; a UserError, if it is absent, damaged or no checkpoint."""
-    path = Path(path)
+    path = itself(path)
     try:
         if not path.is_file():
             raise UserError(f"there is no checkpoint {path}: check the name given to --resume")

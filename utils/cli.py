@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -106,7 +106,10 @@ def path(text: str) -> str:
     """Type of a flag that takes a file or folder; ``~`` is the user's home."""
     if not text:  # as of a variable of a shell that is not set
         raise argparse.ArgumentTypeError("names no file or folder: it is empty")
-    return os.path.expanduser(text)
+    if (expanded := os.path.expanduser(text)).startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text} is in the home of a user that there is not (a name with ~ is "
+                                         f"./{text})")
+    return expanded
 
 
 def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
@@ -196,24 +199,29 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
         UserError: an argument is out of its range, or the checkpoint cannot be read.
         ValueError: the script's defaults name no flag, leave one out, or have no value of one.
     """
-    parser, given = make_parser(), _given(make_parser(add_help=False), argv)
-    needed = {name for name, flag in parser.flags.items() if flag.default is FROM_SCRIPT}
+    bare = make_parser(add_help=False)  # with the flags' own defaults
+    given = _given(bare, argv)
+
+    def parser_for(dataset: str | None) -> Parser:
+        parser = make_parser()
+        for kind, own in (("defaults", defaults), (f"defaults for {dataset}", dataset_defaults.get(dataset, {}))):
+            if unknown := own.keys() - parser.flags:
+                raise ValueError(f"the script's {kind} name {', '.join(sorted(unknown))}, which is no flag")
+            parser.set_defaults(**own)
+        if absent := [name for name, flag in parser.flags.items() if flag.default is FROM_SCRIPT]:
+            raise ValueError(f"the script's defaults name no {' and no '.join(absent)}")
+        return parser
+
     dataset = given.get("dataset", defaults.get("dataset"))
-    for kind, own in (("defaults", defaults), (f"defaults for {dataset}", dataset_defaults.get(dataset, {}))):
-        if unknown := own.keys() - parser.flags:
-            raise ValueError(f"the script's {kind} name {', '.join(sorted(unknown))}, which is no flag")
-        parser.set_defaults(**own)
-    if absent := [name for name, flag in parser.flags.items() if flag.default is FROM_SCRIPT]:
-        raise ValueError(f"the script's defaults name no {' and no '.join(absent)}")
-    args = parser.parse_args(argv)
+    args = parser_for(dataset).parse_args(argv)
     folder = _folder(args)
     found = checkpoint.find(args.resume, folder)
-    kept = _kept(parser, found) if found else {}
+    kept = _kept(bare, found) if found else {}
     if args.new_readout:  # another run, of which the file says what the network is, and no more
-        kept = {name: value for name, value in kept.items() if name not in parser.shared}
-    parser.set_defaults(**dataset_defaults.get({"dataset": dataset, **kept, **given}["dataset"], {}))
+        kept = {name: value for name, value in kept.items() if name not in bare.shared}
+    parser = parser_for({"dataset": dataset, **kept, **given}["dataset"])
     args = Arguments({**vars(parser.parse_args(argv)), **kept, **given})
-    _check(parser, args, needed)
+    _check(parser, args, bare)
 
     changed = [name for name in sorted(given.keys() & kept) if kept[name] != given[name]]
     changes = tuple(f"{parser.spelling(name)} was {_show(kept[name])} and is now {_show(given[name])}"
@@ -222,6 +230,8 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     if another and not (args.override or args.evaluate or args.new_readout):
         raise UserError(f"with another {' and '.join(another)} this would not be the experiment that {found.path} is "
                         f"part of ({'; '.join(changes)}): leave the flag out, or add --override to go on all the same")
+    if args.start_epoch is not None and (args.evaluate or args.export):
+        raise UserError("--start-epoch is of training, so it goes with neither --evaluate nor --export")
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         raise UserError(f"--start-epoch {args.start_epoch} is not among the {args.epochs} of --epochs, which count "
                         "from 0: name an earlier one, or more epochs")
@@ -271,11 +281,14 @@ def _given(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
 def _folder(args: argparse.Namespace) -> Path:
     """Where the run writes: what ``--checkpoint`` names, or else the folder of the file of ``--resume``."""
     if args.resume not in (None, "auto") and args.checkpoint is None and not args.new_readout:
-        return Path(args.resume).parent
-    name = f"{script_name()}-{args.dataset}" if args.checkpoint is None else args.checkpoint
-    folder = Path(name) if Path(name).name != name else Path("checkpoints") / name
-    if args.checkpoint and os.path.normpath(folder) in (".", "..", "checkpoints"):
-        raise UserError(f"-c {args.checkpoint} is no folder of one run's own: name one within it")
+        folder, shared = checkpoint.itself(args.resume).parent, ["checkpoints"]
+        writes = args.report or not (args.evaluate or args.export)
+    else:
+        name = f"{script_name()}-{args.dataset}" if args.checkpoint is None else args.checkpoint
+        folder = Path(name) if Path(name).name != name else Path("checkpoints") / name
+        shared, writes = [".", "..", "/", "checkpoints"], True
+    if writes and any(folder.resolve() == Path(other).resolve() for other in shared):
+        raise UserError(f"{folder} is no folder of one run's own: name one within it with -c")
     return folder
 
 
@@ -290,23 +303,23 @@ def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
 
 
 def _fits(flag: argparse.Action, value: Any) -> bool:
-    """Whether a command line could give the flag this value, or leave it at None."""
+    """Whether a command line could give the flag, with its own default, this value, or leave it at None."""
     switch, several = flag.nargs == 0, flag.nargs not in (None, 0, "?")
     kind = {int: int, float: (int, float), None: str, path: str}.get(flag.type, object)
-    fits = value is None and not several or isinstance(value, list) == several and all(
+    fits = value is None is flag.default or isinstance(value, list) == several and all(
         isinstance(item, int) if switch else isinstance(item, kind) and not isinstance(item, bool)
         for item in (value if several else [value]))
     return fits and (not flag.choices or value is None or value in flag.choices)
 
 
-def _check(parser: Parser, args: argparse.Namespace, needed: Collection[str]) -> None:
+def _check(parser: Parser, args: argparse.Namespace, bare: Parser) -> None:
     """Refuse values out of range, by UserError; by ValueError and TypeError, as faults of the script, values of another
-    kind, None for one that is ``needed``, and what no checkpoint could hold."""
+    kind, None where the flag's own default in ``bare`` is another, and what no checkpoint could hold."""
     for name, value in vars(args).items():
         if not _plain(value):
             raise TypeError(f"{parser.spelling(name)} makes {value!r}, but a value of a flag has to be a number, a "
                             "text or a list of those, as it is stored in checkpoints")
-        if not _fits(parser.flags[name], value) or value is None and name in needed:
+        if not _fits(bare.flags[name], value):
             raise ValueError(f"the script's default of {parser.spelling(name)} is {value!r}, which could not stand on "
                              "a command line")
         must = getattr(parser.flags[name], "must", None)

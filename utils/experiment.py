@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.files import alone_in
 from utils.loading import make_loaders, spread
 from utils.logs import describe
-from utils.network import load_network, network_state, require_network
+from utils.network import load_network, network_state, reading, require_network
 from utils.progress import say
 from utils.run import Run
 
@@ -87,6 +87,8 @@ class Experiment:
         args, seed, found = invocation.args, invocation.seed, invocation.stored
         if args.export:
             if world.leads:
+                for change in invocation.changes:
+                    say(f"changed: {change}")
                 self._export(args, found)
             return
         device = choose_device(args.gpu_id, world.size)
@@ -99,7 +101,8 @@ class Experiment:
                   defaults=invocation.defaults)
         places = [run.folder, *([found.path.parent] if found else [])]
         if args.new_readout:
-            load_network(model, found.contents, found.path, new_readout=True)
+            with reading(found.path):
+                load_network(model, found.contents, found.path, new_readout=True)
         elif found:
             with mistakes.about(*places):
                 run.resume(found)
@@ -120,8 +123,9 @@ class Experiment:
                     with mistakes.about(*places):
                         same = None if args.new_readout else found  # an earlier state of this run
                         folder.arrange(run, same)
-                        provenance.record(run.folder, args, seed=seed, device=device_name(device),
-                                          iterations_per_epoch=len(run.train_loader), before=same and same.path.parent)
+                        if not (run.over and (run.folder / "args.json").exists()):  # else nothing comes of args
+                            provenance.record(run.folder, args, seed=seed, device=device_name(device), before=same and
+                                              same.path.parent, iterations_per_epoch=len(run.train_loader))
                 training.fit(run)
             if writes and args.report:
                 with mistakes.about(run.folder):
@@ -130,8 +134,9 @@ class Experiment:
     def _export(self, args: Arguments, found: Stored) -> None:
         """Write the network of a checkpoint to the file that ``--export`` names."""
         model = self.build_model(args)
-        stored = load_network(model, found.contents, found.path)
-        numbers = {name: stored[name] for name in ("epoch", "iteration", "best_acc") if name in stored}
+        with reading(found.path):
+            stored = load_network(model, found.contents, found.path)
+        numbers = {name: stored[name] for name in ("epoch", "iteration", "best_acc", "best_of") if name in stored}
         target = Path(args.export)
         with mistakes.about(target.parent):
             if target.exists() and not _is_export(target):  # such as the checkpoint of a run, even of this one
@@ -164,7 +169,7 @@ def choose_device(gpu_id: str, processes: int) -> torch.device:
     """
     if gpu_id == "-1":
         return torch.device("cpu")
-    if not all(number.strip().isdigit() for number in gpu_id.split(",")):
+    if not all(number.strip().isdecimal() for number in gpu_id.split(",")):
         raise UserError(f"--gpu-id takes the number of a GPU, or -1 for the CPU, not '{gpu_id}'")
     if not torch.cuda.is_available():
         say("no GPU is available: running on the CPU")
@@ -209,7 +214,8 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
 def summary(run: Run, invocation: Invocation) -> str:
     """What is about to run, in a few lines; the same text for the same arguments."""
     args, model, state, stored, usual = run.args, run.model, run.state, invocation.stored, invocation.usual_drive
-    drive = args.scale_factor / args.train_batch
+    batch = min(args.train_batch, len(run.train_loader.dataset))
+    drive = args.scale_factor / batch
     origin = (f"; the network of {stored.path}" if args.new_readout else
               f"; resumed {stored.path} after epoch {state.epoch}, iteration {state.iteration}" if stored else "")
     lines = [
@@ -219,7 +225,7 @@ def summary(run: Run, invocation: Invocation) -> str:
         f"{device_name(run.device)}; engine {model.engine_on(run.device)}; PyTorch {torch.__version__}",
         f"data       {args.dataset}, {len(run.train_loader.dataset):,} training and {len(run.test_loader.dataset):,} "
         f"test samples; {len(run.train_loader)} iterations of {args.train_batch} samples an epoch",
-        f"gradient   scale_factor / batch = {args.scale_factor:g} / {args.train_batch} = {drive:.4g} drives the "
+        f"gradient   scale_factor / batch = {args.scale_factor:g} / {batch} = {drive:.4g} drives the "
         "backward network",
         f"run        folder {run.folder}, seed {run.seed}{origin}",
         "arguments  " + " ".join(f"{name}={value}" for name, value in sorted(vars(args).items())),
@@ -228,7 +234,7 @@ def summary(run: Run, invocation: Invocation) -> str:
     if abs(drive / usual - 1) > 0.01:
         lines.append(f"note: scale_factor / batch is {drive:.4g} instead of this experiment's {usual:.4g}, so backward "
                      f"spikes are {'more' if drive > usual else 'fewer'}; --scale_factor "
-                     f"{usual * args.train_batch:g} would keep them as they are")
+                     f"{usual * batch:g} would keep them as they are")
     if args.optimizer == "Adam" and not args.evaluate:
         lines.append(f"warning: Adam does not see the scale of the gradient, but its learning rate is divided by "
                      f"scale_factor too, as published: it is {args.lr / args.scale_factor:.3g} in effect; --lr "
@@ -243,14 +249,14 @@ def write_report(run: Run) -> None:
     random.Random(0).shuffle(chosen)  # as the first few, which are recorded, may be of one class too
     samples = [data[0, index, True][:2] for index in chosen]
     inputs, targets = torch.utils.data.default_collate(samples)
-    report.write(run.model, inputs, targets, run.folder / "report", samples=len(samples),
+    report.write(run.model, inputs, targets, run.folder / report.FOLDER, samples=len(samples),
                  scale_factor=args.scale_factor, batch=args.train_batch)
 
 
 @torch.no_grad()
 def check_data(run: Run) -> None:
     """Read one training and one test batch, pass a sample through the network, and say so."""
-    inputs, *_ = next(iter(run.train_loader))
-    next(iter(run.test_loader))
-    run.model.eval()(inputs[:1].to(run.device))
+    inputs, *_ = training.on_device(next(iter(run.train_loader)), run)
+    training.on_device(next(iter(run.test_loader)), run)
+    run.model.eval()(inputs[:1])
     say("dry run: data, network and device are in order")

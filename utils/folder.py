@@ -1,18 +1,19 @@
 """The folder of a run: what becomes there of the files of another run, or of a later state."""
 import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from utils import checkpoint, metrics
+from utils import checkpoint, metrics, report
 from utils.checkpoint import BEST, LAST, Stored
 from utils.errors import UserError
 from utils.files import remove_leftovers, write_atomically
-from utils.logs import LOG, PLOT, read_log
+from utils.logs import LOG, PLOT, read_log, write_log
 from utils.progress import say
 from utils.run import Run, RunState
 
-RUN_FILES = (LAST, BEST, LOG, PLOT, metrics.NAME, "args.json", "script.py")
+RUN_FILES = (LAST, BEST, LOG, PLOT, metrics.NAME, "args.json", "script.py", report.FOLDER)
 
 
 def arrange(run: Run, found: Stored | None) -> None:
@@ -39,6 +40,10 @@ def arrange(run: Run, found: Stored | None) -> None:
     else:
         if outdated:
             _set_aside(folder, "with that network", _copy)
+        elif state.best_of and not (run.over or _best_in(folder)):
+            _begin_without_best(run, folder)
+        if len(read_log(folder)) < len(state.history):  # killed before the log was written
+            write_log(folder, state.history)
         metrics.cut(folder, folder, iteration=state.iteration, evaluated=state.evaluated)
 
 
@@ -61,7 +66,7 @@ def _set_aside(folder: Path, kind: str, take: Callable[[Path, Path], object]) ->
     if files:
         target.mkdir()
         for file in files:
-            take(file, target / file.name)
+            (take if file.is_file() else shutil.move)(file, target / file.name)
         say(f"files in {folder} {kind} are kept in {target}")
     return target
 
@@ -75,20 +80,28 @@ def _copy(file: Path, target: Path) -> None:
 def _restore(run: Run, source: Path) -> None:
     """Write the files that the run had, as it stood: at no moment is there no checkpoint to go on from."""
     folder, state = run.folder, run.state
-    best = None
-    if (source / BEST).exists():
-        try:
-            best = checkpoint.load(source / BEST)
-        except UserError as error:
-            say(f"warning: {error}")
-    known = best and best.contents.get("best_acc") == state.best_acc
-    if known and best.contents.get("iteration", 0) <= state.iteration:
-        write_atomically(folder / BEST, best.path.read_bytes())
+    best = _best_in(source)
+    if best.get("best_acc") == state.best_acc and best.get("iteration", 0) <= state.iteration:
+        write_atomically(folder / BEST, (source / BEST).read_bytes())
     else:
         (folder / BEST).unlink(missing_ok=True)
-        state.best_acc = RunState.best_acc
-        say(f"note: the best network up to this iteration is not in {source}: the next evaluation counts as the best")
+        _begin_without_best(run, source)
     metrics.cut(source, folder, iteration=state.iteration, evaluated=state.evaluated)
     for name in (LOG, PLOT):
         (folder / name).unlink(missing_ok=True)
     run.write(rows=state.history or None)  # by this process alone: the others have no sums yet
+
+
+def _best_in(folder: Path) -> Mapping[str, Any]:
+    """What the best network's file in a folder holds; nothing, if there is none that can be read."""
+    try:
+        return checkpoint.load(folder / BEST).contents if (folder / BEST).exists() else {}
+    except UserError as error:
+        say(f"warning: {error}")
+        return {}
+
+
+def _begin_without_best(run: Run, source: Path) -> None:
+    """Let the next evaluation count as the best, as the network of the best one so far is lost."""
+    run.state.best_acc = RunState.best_acc
+    say(f"note: the best network up to this iteration is not in {source}: the next evaluation counts as the best")

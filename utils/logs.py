@@ -29,7 +29,7 @@ def write_log(folder: Path, rows: Sequence[Sequence[float]]) -> None:
 def read_log(folder: Path) -> list[list[float]]:
     """The rows of ``log.txt``; none if there is no such file, or one with other columns."""
     path = folder / LOG
-    header, *lines = path.read_text(errors="replace").splitlines() if path.exists() else [""]
+    header, *lines = (path.read_text(errors="replace") if path.exists() else "").splitlines() or [""]
     rows = [line.split("\t") for line in lines] if header.strip() == "\t".join(COLUMNS) else []
     try:
         return [[float(value) for value in row] for row in rows if len(row) == len(COLUMNS)]

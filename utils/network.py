@@ -1,6 +1,7 @@
 """What a run asks of the network that a script builds, and how a file holds its weights."""
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +45,18 @@ def network_state(model: nn.Module, args: argparse.Namespace, seed: int) -> dict
             "network": {"name": type(model).__name__, "num_classes": model.num_classes}}
 
 
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Context in which what a checkpoint holds, which may be anything, is a UserError where it cannot be used."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold the state of a run ({type(error).__name__}: "
+                        f"{str(error).splitlines()[0]}): resume from another file") from error
+
+
 def load_network(model: nn.Module, stored: Mapping[str, Any], path: str | Path, *,
                  new_readout: bool = False) -> Mapping[str, Any]:
     """Load the weights of a checkpoint, ours or a published one, into ``model``, whichever of the two was wrapped.
@@ -68,9 +81,9 @@ def load_network(model: nn.Module, stored: Mapping[str, Any], path: str | Path, 
         if found != expected:
             raise UserError(f"{path} does not fit the {name} of this run: {key} has shape {found} in the file and "
                             f"{expected} in the network; build the network that it was trained with")
-    if bad := first_bad({key: state[key] for key, _ in model.named_parameters()}):
-        raise UserError(f"{path} holds numbers that are not finite in {bad}: resume from another file")
     model.load_state_dict(state)
+    if bad := first_bad(dict(model.named_parameters())):  # in the network's own format, which may hold less
+        raise UserError(f"{path} holds numbers that are not finite in {bad}: resume from another file")
     return stored
 
 

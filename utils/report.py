@@ -19,6 +19,7 @@ from utils import curves, energy, figures, measures, pages
 from utils.files import write_atomically
 from utils.progress import Progress, say
 
+FOLDER = "report"  # in a run's
 STAGES = ("rates", "spikes", "equilibrium", "gradient", "page")
 # Samples of which every step is recorded: at least so many, and as many as have so many units in all; the dense engine,
 # which does it, takes up to seconds for each.

@@ -1,5 +1,6 @@
 """A run: what it is made of and how far it has come, written to a checkpoint and read from it side by side."""
 import argparse
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from utils.finite import Watch, first_bad
 from utils.logs import read_log, write_log
 from utils.meters import Meters
 from utils.metrics import PendingRows
-from utils.network import load_network, network_state
+from utils.network import load_network, network_state, reading
 from utils.progress import say
 from utils.signals import Signals
 
@@ -48,9 +49,9 @@ class RunState:
     @classmethod
     def from_state_dict(cls, stored: Mapping[str, Any], device: torch.device) -> "RunState":
         """The state that :meth:`state_dict` returned; an epoch alone, as in a published checkpoint, will do."""
-        kinds = {"epoch": _count, "batch": _count, "iteration": _count, "best_of": _count, "evaluated": bool,
-                 "best_acc": float, "meters": partial(Meters, device=device), "window": partial(Meters, device=device),
-                 "history": lambda rows: list(map(list, rows)), "warned": list}
+        kinds = {"epoch": _count, "batch": _count, "iteration": _count, "evaluated": bool, "best_acc": _accuracy,
+                 "best_of": _count, "meters": partial(Meters, device=device), "window": partial(Meters, device=device),
+                 "history": lambda rows: [list(map(float, row)) for row in rows], "warned": list}
         return cls(**{name: kind(stored[name]) for name, kind in kinds.items() if name in stored})
 
 
@@ -59,6 +60,13 @@ def _count(stored: Any) -> int:
     if (number := int(stored)) < 0:
         raise ValueError(f"{number} is negative")
     return number
+
+
+def _accuracy(stored: Any) -> float:
+    """A stored accuracy; ValueError for NaN, which no later one would exceed."""
+    if math.isnan(accuracy := float(stored)):
+        raise ValueError("an accuracy is not a number")
+    return accuracy
 
 
 @dataclass
@@ -94,10 +102,14 @@ class Run:
         return self.state.epoch >= self.args.epochs or (limit is not None and self.state.iteration >= limit)
 
     @property
+    def over(self) -> bool:
+        """Whether all is done: no iteration and no evaluation is to come."""
+        return self.trained and self.state.evaluated
+
+    @property
     def outdated(self) -> bool:
         """Whether evaluations are to come on another number of test samples than that of the best one so far."""
-        done = self.trained and self.state.evaluated
-        return not done and self.state.best_of not in (0, len(self.test_loader.dataset))
+        return not self.over and self.state.best_of not in (0, len(self.test_loader.dataset))
 
     def require_finite(self) -> None:
         """Raise UserError if a number has ceased to be finite (this waits for the device)."""
@@ -133,9 +145,10 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             # The best one first: killed between the two, a run evaluates again and finds it as good.
             checkpoint.save(contents, *(self.folder / name for name in ((BEST, LAST) if best else (LAST,))))
-            if rows is not None:
-                write_log(self.folder, rows)
             self.saved = True
+        if rows is not None:
+            with _attempt(f"the log of {len(rows)} epochs could NOT be written to {self.folder}"):
+                write_log(self.folder, rows)
 
     def write_metrics(self, *, lasting: bool = False) -> None:
         """Append the rows of ``metrics.jsonl`` that wait; where that fails, a warning is all, and they wait on."""
@@ -144,13 +157,8 @@ class Run:
 
     def resume(self, found: Stored) -> None:
         """Go on from a checkpoint, ours or a published one; UserError, if it holds no state of such a run."""
-        try:
+        with reading(found.path):
             self.load_state_dict(load_network(self.model, found.contents, found.path), found.path.parent)
-        except UserError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise UserError(f"{found.path} does not hold the state of a run ({type(error).__name__}: "
-                            f"{str(error).splitlines()[0]}): resume from another file") from error
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds, with the sums of this process."""
@@ -177,9 +185,11 @@ class Run:
             state.history = read_log(folder)[:state.epoch]
         if "iteration" not in stored:
             state.iteration = state.epoch * batches
-        # Where the batch size has changed, the running epoch goes on at the same sample.
-        batch = state.batch * int(arguments.get("train_batch", args.train_batch)) // args.train_batch
-        state.batch = min(batch, batches)
+        done = state.batch * int(arguments.get("train_batch", args.train_batch))  # samples of the running epoch
+        whole = done >= len(self.train_loader.dataset)
+        state.batch, again = (batches, 0) if whole else divmod(done, args.train_batch)
+        if again and not args.evaluate:
+            say(f"note: {again} samples of the running epoch come again, as its batches end elsewhere now")
         method = vars(args).get("method")  # a script may have no such flag
         if state.meters.sums and arguments.get("method", method) != method and not args.evaluate:
             say("note: with another --method the means over the running epoch begin anew")

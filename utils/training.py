@@ -37,7 +37,7 @@ def fit(run: Run) -> None:
     learner = run.world.share(run.model)
     with run.signals:
         try:
-            while not (run.trained and state.evaluated):
+            while not run.over:
                 finish_epoch(run, train_one_epoch(run, learner), evaluate(run))
         except Stopped as stopped:
             run.save()
@@ -113,7 +113,7 @@ def train_on(batch: Sequence[Tensor], run: Run, learner: nn.Module, *, look: boo
     for group in run.optimizer.param_groups:
         group["lr"] = _learning_rate(run) / args.scale_factor
     run.optimizer.zero_grad()
-    parts = list(zip(*(t.chunk(args.accumulate) for t in _on_device(batch, run))))
+    parts = list(zip(*(t.chunk(args.accumulate) for t in on_device(batch, run))))
     for number, (inputs, targets, keys) in enumerate(parts, start=1):
         statistics = SpikeStatistics()
         with learner.no_sync() if run.world.size > 1 and number < len(parts) else nullcontext():
@@ -144,7 +144,7 @@ def heed_signals(run: Run, *, save_due: bool = False) -> None:
         raise Stopped(stop)
 
 
-def _on_device(batch: Sequence[Tensor], run: Run) -> list[Tensor]:
+def on_device(batch: Sequence[Tensor], run: Run) -> list[Tensor]:
     """Inputs, targets and keys; a UserError for a target that is no class of the network, of which a GPU would die."""
     low, high = batch[1].aminmax()
     if not 0 <= low <= high < run.model.num_classes:
@@ -160,7 +160,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     meters = Meters()
     progress = Progress(run.test_loader, label="test", total=len(run.test_loader), quiet=run.args.evaluate)
     for batch in progress:
-        inputs, targets, keys = _on_device(batch, run)
+        inputs, targets, keys = on_device(batch, run)
         statistics = SpikeStatistics()
         logits = run.model(inputs, statistics)
         losses = F.cross_entropy(logits, targets, reduction="none")
