@@ -50,27 +50,16 @@ def jit(*, entry: bool = False, inline: bool = False) -> Callable[[Callable], An
                 no_cpython_wrapper=not entry, cache=entry and bool(config.CACHE_DIR))
 
 
-def variants(make: Callable, *settings: tuple) -> Any:
-    """A function for loops that calls the one of ``make(*setting)`` whose setting, of at most six, it gets before their
-    arguments."""
-    made = [(setting, make(*setting)) for setting in settings]
-    made += made[-1:] * (6 - len(made))
-    (s0, f0), (s1, f1), (s2, f2), (s3, f3), (s4, f4), (_, f5) = made
+def variants(make: Callable, setting: tuple, *others: tuple) -> Any:
+    """A function for loops that calls the one of ``make(*setting)`` whose setting it gets before their arguments."""
+    own, rest = make(*setting), variants(make, *others) if others else None
 
-    @jit()
-    def call(wanted, *arguments):  # written out, as Numba neither loops over functions nor nests them cheaply
-        if wanted == s0:
-            f0(*arguments)
-        elif wanted == s1:
-            f1(*arguments)
-        elif wanted == s2:
-            f2(*arguments)
-        elif wanted == s3:
-            f3(*arguments)
-        elif wanted == s4:
-            f4(*arguments)
+    @jit(inline=True)
+    def call(wanted, *arguments):
+        if rest is None or wanted == setting:
+            own(*arguments)
         else:
-            f5(*arguments)
+            rest(wanted, *arguments)
 
     return call
 
