@@ -44,30 +44,6 @@ class Arguments(argparse.Namespace):
     __delattr__ = __setattr__
 
 
-class _Flags:
-    """What a parser and its groups have in common."""
-
-    def add_argument(self, *names: str, experiment: bool = False, stored: bool = True, must: Rule | None = None,
-                     **settings: Any) -> argparse.Action:
-        """Add a flag as argparse does, under both spellings, ``--time_step`` and ``--time-step``.
-
-        Args:
-            names: the flag's names, the short one first.
-            experiment: another value would make a resumed run another experiment, so it needs ``--override``.
-            stored: a run that goes on from a checkpoint takes the value from there; else it is for one invocation.
-            must: the range of the value, if it has one.
-            settings: of argparse. A value has to be plain (numbers, texts, lists), as checkpoints hold nothing else.
-        """
-        settings.setdefault("help", " ")  # for the formatter to put the default behind
-        action = super().add_argument(*(s for name in names for s in _spellings(name)), **settings)
-        action.experiment, action.stored, action.must = experiment, stored, must
-        return action
-
-
-class _Group(_Flags, argparse._ArgumentGroup):
-    """A group of flags."""
-
-
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keep the line breaks of the script's manual, and show every default that says something."""
 
@@ -76,7 +52,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return action.help if silent else super()._get_help_string(action)
 
 
-class Parser(_Flags, argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An ``argparse.ArgumentParser`` whose flags have two spellings each and say what they are to a run."""
 
     def __init__(self, manual: str, **settings: Any) -> None:
@@ -86,10 +62,27 @@ class Parser(_Flags, argparse.ArgumentParser):
         self.checks: list[Callable[[argparse.Namespace], None]] = []
         self.shared: frozenset[str] = frozenset()  # destinations of the flags that every experiment has
 
-    def add_argument_group(self, *arguments: Any, **settings: Any) -> _Group:
-        """A group of flags under a title of its own in the help."""
-        group = _Group(self, *arguments, **settings)
-        self._action_groups.append(group)
+    def add_argument(self, *names: str, group: argparse._ArgumentGroup | None = None, experiment: bool = False,
+                     stored: bool = True, must: Rule | None = None, **settings: Any) -> argparse.Action:
+        """Add a flag as argparse does, under both spellings, ``--time_step`` and ``--time-step``.
+
+        Args:
+            names: the flag's names, the short one first; group: in which the help lists it.
+            experiment: another value would make a resumed run another experiment, so it needs ``--override``.
+            stored: a run that goes on from a checkpoint takes the value from there; else it is for one invocation.
+            must: the range of the value, if it has one.
+            settings: of argparse. A value has to be plain (numbers, texts, lists), as checkpoints hold nothing else.
+        """
+        settings.setdefault("help", " ")  # for the formatter to put the default behind
+        spellings = [spelling for name in names for spelling in _spellings(name)]
+        action = argparse._ActionsContainer.add_argument(group or self, *spellings, **settings)
+        action.experiment, action.stored, action.must = experiment, stored, must
+        return action
+
+    def add_argument_group(self, *arguments: Any, **settings: Any) -> argparse._ArgumentGroup:
+        """A group of flags under a title of its own in the help, which adds flags as the parser does."""
+        group = super().add_argument_group(*arguments, **settings)
+        group.add_argument = partial(self.add_argument, group=group)
         return group
 
     @property
