@@ -34,17 +34,17 @@ def test_meters_weigh_batches_by_their_size() -> None:
     """Loss, accuracies and rates over 4 + 2 samples; the mean rate counts neurons, not layers."""
     meters = Meters()
     logits = torch.eye(6) - 0.01 * torch.arange(6)
-    two = [Meters(), Meters()]  # as of two processes
+    two = [Meters(), Meters()]  # of two processes
     batches = ((torch.ones(4), torch.tensor([0, 1, 2, 0]), statistics([0.2, 0.4], [0.1, 0.0])),
                (torch.full((2,), 4.0), torch.tensor([1, 1]), statistics([0.5, 0.1], [0.4, 0.3])))
-    for (losses, targets, own), other in zip(batches, two):
-        for each in (meters, other):
-            each += Meters.of(losses, logits[:len(losses)], targets, own, torch.ones(len(losses), dtype=torch.bool))
+    for number, (losses, targets, own) in enumerate(batches):
+        two[number] = Meters.of(losses, logits[:len(losses)], targets, own, torch.ones(len(losses), dtype=torch.bool))
+        meters += two[number]
     two[1] += Meters.of(torch.tensor([float("nan")]), logits[:1], torch.tensor([0]), batches[0][2],
                         torch.tensor([False]))
     states = [Meters().state_dict(), *(each.state_dict() for each in two)]
-    assert Meters.total(states).state_dict()["sums"].keys() == meters.sums.keys()
-    for name, total in Meters.total(states).sums.items():
+    assert sum(map(Meters, states), Meters()).state_dict()["sums"].keys() == meters.sums.keys()
+    for name, total in sum(map(Meters, states), Meters()).sums.items():
         torch.testing.assert_close(total, meters.sums[name])
     found = meters.results()
     assert found["loss"] == pytest.approx(2.0) and found["top1"] == pytest.approx(400 / 6)

@@ -89,7 +89,7 @@ class World:
             return meters
         states: list[Any] = [None] * self.size
         dist.all_gather_object(states, meters.state_dict(), group=self._control)
-        return Meters.total(states)
+        return sum(map(Meters, states), Meters())
 
     def share(self, model: nn.Module) -> nn.Module:
         """``model`` such that its gradients are summed over processes, while the backward pass goes on.

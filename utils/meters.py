@@ -1,5 +1,4 @@
 """Sums over the samples of an epoch, kept on the device so that a training step never waits for it."""
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,23 +12,14 @@ class Meters:
         self.sums: dict[str, Tensor] = {name: t.to(device) for name, t in state["sums"].items()} if state else {}
         self.neurons: list[int] = list(state["neurons"]) if state else []  # of each layer: weights of the mean rate
 
-    @classmethod
-    def total(cls, states: Sequence[dict[str, Any]]) -> "Meters":
-        """The sum of some meters, given as their :meth:`state_dict`."""
-        meters = cls()
-        for state in states:
-            meters += cls(state)
-        return meters
-
-    def __iadd__(self, other: "Meters") -> "Meters":
-        """Add the sums of others; either may have none, and where others hold other quantities they begin anew."""
+    def __add__(self, other: "Meters") -> "Meters":
+        """The sums of both; either may have none, and where the other has other quantities it alone counts."""
+        both = Meters()
+        both.sums, both.neurons = other.sums or self.sums, other.neurons or self.neurons
         if self.sums and self.sums.keys() == other.sums.keys():
             totals = torch._foreach_add(list(self.sums.values()), [other.sums[name] for name in self.sums])
-            self.sums = dict(zip(self.sums, totals))
-        else:
-            self.sums = other.sums or self.sums
-        self.neurons = other.neurons or self.neurons
-        return self
+            both.sums = dict(zip(self.sums, totals))
+        return both
 
     @classmethod
     @torch.no_grad()
