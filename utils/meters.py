@@ -14,12 +14,11 @@ class Meters:
 
     def __add__(self, other: "Meters") -> "Meters":
         """The sums of both; either may have none, and where the other has other quantities it alone counts."""
-        both = Meters()
-        both.sums, both.neurons = other.sums or self.sums, other.neurons or self.neurons
+        sums = other.sums or self.sums
         if self.sums and self.sums.keys() == other.sums.keys():
             totals = torch._foreach_add(list(self.sums.values()), [other.sums[name] for name in self.sums])
-            both.sums = dict(zip(self.sums, totals))
-        return both
+            sums = dict(zip(self.sums, totals))
+        return Meters({"sums": sums, "neurons": other.neurons or self.neurons})
 
     @classmethod
     @torch.no_grad()
@@ -35,11 +34,9 @@ class Meters:
         samples, loss = counts.double().sum(), torch.where(counts, losses, 0).double().sum()
         means = {"forward": statistics.forward_rates, "backward": statistics.backward_rates,
                  "saturated": statistics.saturated, "sweeps": statistics.sweeps, "residual": statistics.residual}
-        meters = cls()
-        meters.neurons = statistics.neurons
-        meters.sums = {"samples": samples, "loss": loss, "top1": best[:, 0].double().sum(), "top5": best.double().sum(),
-                       **{name: mean.detach().double() * samples for name, mean in means.items() if mean is not None}}
-        return meters
+        sums = {"samples": samples, "loss": loss, "top1": best[:, 0].double().sum(), "top5": best.double().sum(),
+                **{name: mean.detach().double() * samples for name, mean in means.items() if mean is not None}}
+        return cls({"sums": sums, "neurons": statistics.neurons})
 
     def results(self) -> dict[str, Any]:
         """Means over the samples so far (this waits for the device).
