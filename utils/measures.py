@@ -23,20 +23,14 @@ TIMES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of T, at which the distance from the e
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a network on a batch.
+    """One call of a network on a batch."""
 
-    Attributes:
-        circuit, x, engine: what is simulated, and by what; forward: the result.
-        gradient: of the loss for the rates of the last layer.
-        readout: multiply-accumulates of a sample in Linear layers outside the network.
-    """
-
-    circuit: Circuit
+    circuit: Circuit  # what is simulated, on which input, by what, and the result
     x: Tensor
     engine: Engine
     forward: ForwardResult
-    gradient: Tensor
-    readout: int
+    gradient: Tensor  # of the loss for the rates of the last layer
+    readout: int  # multiply-accumulates of a sample in Linear layers outside the network
 
     @property
     def masks(self) -> list[Tensor]:
@@ -82,16 +76,13 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
 
 
 class Recording(NamedTuple):
-    """Every step of a few samples in training, by the dense engine.
-
-    ``forward`` and ``backward`` are what was counted; ``trains`` and ``potentials``, by phase and per layer, spikes and
-    potentials before the reset of some units of the sample with the largest gradient, ``(steps, units)``.
-    """
+    """Every step of a few samples in training, by the dense engine."""
 
     forward: Counts
     backward: Counts
+    # By phase and per layer, of some units of the sample with the largest gradient, (steps, units).
     trains: dict[str, list[Tensor]]
-    potentials: dict[str, list[Tensor]]
+    potentials: dict[str, list[Tensor]]  # before the reset
 
 
 def record(own: Call, samples: int) -> Recording:
