@@ -50,7 +50,7 @@ def save(checkpoint: Mapping[str, Any], *paths: Path) -> None:
 
 def itself(path: str | Path) -> Path:
     """The file, where ``path`` is a link to one: what else its run left lies beside that."""
-    return Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def load(path: str | Path) -> Stored:

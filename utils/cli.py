@@ -274,14 +274,14 @@ def _given(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
 def _folder(args: argparse.Namespace) -> Path:
     """Where the run writes: what ``--checkpoint`` names, or else the folder of the file of ``--resume``."""
     if args.resume not in (None, "auto") and args.checkpoint is None and not args.new_readout:
-        folder, shared = checkpoint.itself(args.resume).parent, ["checkpoints"]
+        folder, shared, said = checkpoint.itself(args.resume).parent, ["checkpoints"], "the folder of --resume"
         writes = args.report or not (args.evaluate or args.export)
     else:
         name = f"{script_name()}-{args.dataset}" if args.checkpoint is None else args.checkpoint
         folder = Path(name) if Path(name).name != name else Path("checkpoints") / name
-        shared, writes = [".", "..", "/", "checkpoints"], True
-    if writes and any(folder.resolve() == Path(other).resolve() for other in shared):
-        raise UserError(f"{folder} is no folder of one run's own: name one within it with -c")
+        shared, said, writes = [".", "..", "/", "checkpoints"], f"-c {name}", True
+    if writes and os.path.realpath(folder) in map(os.path.realpath, shared):
+        raise UserError(f"{said} is no folder of one run's own: name one within it with -c")
     return folder
 
 

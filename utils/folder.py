@@ -40,7 +40,7 @@ def arrange(run: Run, found: Stored | None) -> None:
     else:
         if outdated:
             _set_aside(folder, "with that network", _copy)
-        elif state.best_of and not (run.over or _best_in(folder)):
+        elif state.best_of and not (run.over or (folder / BEST).exists()):
             _begin_without_best(run, folder)
         if len(read_log(folder)) < len(state.history):  # killed before the log was written
             write_log(folder, state.history)

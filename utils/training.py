@@ -44,8 +44,8 @@ def fit(run: Run) -> None:
             go_on = f"go on with --resume {run.folder / LAST}" if run.saved else "NOT saved, see above"
             say(f"stopped by {stopped} in epoch {state.epoch + 1} after {state.iteration} iterations: {go_on}")
             raise SystemExit(stopped.status) from None
-    say(f"finished after {state.epoch} epochs, {state.iteration} iterations; best test accuracy "
-        f"{state.best_acc:.2f}%; results in {run.folder}")
+    best = f"best test accuracy {state.best_acc:.2f}%; " if state.best_acc >= 0 else ""  # no evaluation of its own
+    say(f"finished after {state.epoch} epochs, {state.iteration} iterations; {best}results in {run.folder}")
     if not run.saved:
         raise UserError(f"the last checkpoint could not be written to {run.folder}: what was learnt since the one "
                         "before is lost")
