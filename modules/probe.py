@@ -3,6 +3,9 @@
 Both take a current for ``W s + b`` with everything that it depends on known. A current that is something else would be
 simulated, and then differentiated as another one.
 """
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
@@ -10,9 +13,14 @@ from torch.nn.utils import parametrize
 from modules import synapses
 from modules.circuit import Connection
 
+METHODS = ("current", "transpose", "parameter_gradients")
+# Of the library's synapses, small ones: arguments, and the shape of their input.
+EXAMPLES = {synapses.Conv2d: (2, 3, 3, (2, 5, 4)), synapses.ConvTranspose2d: (2, 3, 3, (2, 5, 4)),
+            synapses.AvgPool2d: (2, (2, 5, 4)), synapses.Linear: (8, 3, (2, 2, 2))}
+
 
 def check(connection: Connection, like: Tensor) -> None:
-    """Try a connection; one of the library's own synapses is known to be right.
+    """Try a connection; of the library's own synapses a small example once, as their file may have been edited.
 
     Raises:
         ValueError: the current has another shape than the synapse says, is not linear, changes from call to call,
@@ -21,9 +29,33 @@ def check(connection: Connection, like: Tensor) -> None:
     """
     synapse = connection.synapse
     kind = parametrize.type_before_parametrizations(synapse)
-    if kind.__module__ == synapses.__name__ and not vars(synapse).keys() & {"current", "transpose",
-                                                                           "parameter_gradients"}:
-        return
+    if kind in EXAMPLES and not vars(synapse).keys() & set(METHODS):
+        _once(kind, *(getattr(kind, name) for name in METHODS))
+    else:
+        _try(connection, like)
+
+
+@functools.cache
+def example(kind: type[synapses.Synapse]) -> Connection:
+    """A small connection of one of the library's synapses, in float64."""
+    *sizes, shape = EXAMPLES[kind]
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        synapse = kind(*sizes).double()
+    weight, bias, *_ = synapse.read()
+    return Connection(name=f"an example of {kind.__name__}", synapse=synapse, weight=weight, bias=bias,
+                      input_shape=shape, output_shape=synapse.output_shape(shape))
+
+
+@functools.cache
+def _once(kind: type[synapses.Synapse], *_: Callable) -> None:
+    """Try an example, and again if a method has been replaced since."""
+    with torch.inference_mode(False), torch.enable_grad():
+        _try(example(kind), torch.zeros((), dtype=torch.float64))
+
+
+def _try(connection: Connection, like: Tensor) -> None:
+    synapse = connection.synapse
+    kind = parametrize.type_before_parametrizations(synapse)
     what, shapes = f"the synapse '{connection.name}' ({kind.__name__})", connection.output_shape
     weight, bias = (t if t is None else t.detach() for t in (connection.weight, connection.bias))
 

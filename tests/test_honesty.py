@@ -558,3 +558,36 @@ def test_what_is_no_part_or_argument() -> None:
         synapses.AvgPool2d(2, padding=2)
     with pytest.raises(ValueError, match="less u_rest, .* infinite in torch.float32"):
         network("dense", neuron=IF(v_threshold=2e38))(images())
+
+
+# Edits of the library itself, as researchers make them
+
+
+def hard_reset(self, potential, current, spikes):
+    potential.mul_(self.leak).add_(current)
+    torch.ge(potential, self.v_threshold, out=spikes)
+    potential.masked_fill_(spikes.bool(), 0.0)
+
+
+def test_an_edited_step_is_not_ignored(monkeypatch) -> None:
+    """Loops with a step of their own leave a network to the dense engine, which takes the edited one."""
+    net = network(neuron=LIF(leak=0.75))
+    before = outcome(net)[0]
+    monkeypatch.setattr(LIF, "step_", hard_reset)
+    with pytest.warns(UserWarning, match="a step of LIF is not what its numbers say"):
+        assert same_as_dense(net) and not torch.equal(outcome(net)[0], before)
+
+
+def test_an_edited_current_is_not_ignored(monkeypatch) -> None:
+    """Neither by loops that take a window for it, nor by gradients that were written for what it was."""
+    plain, net = synapses.Conv2d.current, network()
+    monkeypatch.setattr(synapses.Conv2d, "current", lambda self, spikes, weight, bias, shape: plain(
+        self, spikes, 2 * weight, bias, shape))
+    with pytest.raises(ValueError, match="the transpose of the synapse 'an example of Conv2d' .* is not that of its"):
+        net(images())
+    monkeypatch.setattr(synapses.Conv2d, "transpose", synapses.Synapse.transpose)
+    with pytest.raises(ValueError, match="the parameter_gradients of the synapse 'an example of Conv2d'"):
+        net(images())
+    monkeypatch.setattr(synapses.Conv2d, "parameter_gradients", synapses.Synapse.parameter_gradients)
+    with pytest.warns(UserWarning, match="the window of the synapse Conv2d says something else than its current"):
+        assert same_as_dense(net)

@@ -133,10 +133,28 @@ def obstacle(circuit: Circuit) -> str | None:
     for neuron, known in ((circuit.neuron, (IF, LIF)), (circuit.couple, (TernaryCouple,))):
         if type(neuron) not in known:
             return f"it does not know neurons of type {type(neuron).__name__}"
+        if not _as_numbered(neuron, type(neuron).step_):
+            return f"a step of {type(neuron).__name__} is not what its numbers say"
     for c in circuit.feedforward:
         if len(c.output_shape) not in (1, 3):
             return f"it does not know layers of {len(c.output_shape)} dimensions, as the one after synapse '{c.name}'"
     return next(filter(None, map(routes.obstacle, circuit.connections[1:])), None)
+
+
+@functools.cache
+def _as_numbered(neuron: LIF | TernaryCouple, _: Callable) -> bool:
+    """Whether a neuron takes the step of its four numbers, on potentials about its thresholds; where somebody edited
+    ``step_``, loops with steps of their own do not follow. Again, if the method has been replaced since."""
+    grid = torch.linspace(-2, 2, 33, dtype=torch.float64) * neuron.v_threshold
+    potential, current = grid.repeat_interleave(len(grid)), grid.repeat(len(grid))
+    total, own, spikes = potential + current, potential.clone(), torch.empty_like(potential)
+    expected = (total >= neuron.v_threshold).double()
+    if isinstance(neuron, TernaryCouple):
+        expected -= (total <= -neuron.v_threshold).double()
+        neuron.step_(own, current.clone(), spikes, torch.empty_like(spikes))
+    else:
+        neuron.step_(own, current.clone(), spikes)
+    return torch.equal(spikes, expected) and torch.allclose(own, neuron.leak * (total - neuron.quantum * expected))
 
 
 def forward_ring(circuit: Circuit, leak: float, batch: int, device: torch.device) -> Ring:

@@ -5,9 +5,9 @@ to target or the other way round. ``Linear`` is a window as large as its image. 
 rows, one per tap and source channel, each with a value per target channel, so that a spike is the number of its row.
 """
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from modules import synapses
 from modules.circuit import Connection
+from modules.probe import EXAMPLES, example
 from modules.synapses import Shape, Window, layout
 
 WIDTHS = (16, 32, 48, 64)  # channels of a pixel that kernels handle together
@@ -148,11 +149,17 @@ def obstacle(connection: Connection) -> str | None:
     shape = (*known.kernel, known.source[0], known.target[0])
     if known.weight is not None and known.weight.shape != shape:
         return f"the weight of a synapse of type {kind.__name__} is not one of its window, {shape}"
-    if kind.__module__ == synapses.__name__:
-        return None
-    if not _agrees(known, connection):
+    if not (_example_agrees(kind, kind.current, kind.window) if kind in EXAMPLES else _agrees(known, connection)):
         return f"the window of the synapse {kind.__name__} says something else than its current does"
     return None
+
+
+@cache
+def _example_agrees(kind: type[synapses.Synapse], *_: Callable) -> bool:
+    """As :func:`_agrees`, for a small one of the library's synapses; and again if a method has been replaced since."""
+    connection = example(kind)
+    with torch.no_grad():
+        return _agrees(route(connection), connection)
 
 
 def _agrees(known: Route, connection: Connection) -> bool:
