@@ -54,6 +54,7 @@ def _once(kind: type[synapses.Synapse], *_: Callable) -> None:
 
 
 def _try(connection: Connection, like: Tensor) -> None:
+    """Try one connection, as it is; errors as of :func:`check`."""
     synapse = connection.synapse
     kind = parametrize.type_before_parametrizations(synapse)
     what, shapes = f"the synapse '{connection.name}' ({kind.__name__})", connection.output_shape
