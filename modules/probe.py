@@ -29,10 +29,10 @@ def check(connection: Connection, like: Tensor) -> None:
     """
     synapse = connection.synapse
     kind = parametrize.type_before_parametrizations(synapse)
-    if kind in EXAMPLES and not vars(synapse).keys() & set(METHODS):
-        _once(kind, *(getattr(kind, name) for name in METHODS))
-    else:
+    if kind not in EXAMPLES or vars(synapse).keys() & set(METHODS):
         _try(connection, like)
+    elif not torch.compiler.is_compiling():  # which would trace all of it, with a warning
+        _once(kind, *(getattr(kind, name) for name in METHODS))
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from tests.test_event_engine import GRID, ROUTES, on_grid
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RUNS = DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 torch.backends.cudnn.allow_tf32 = False  # the dense engine's products, to compare with
-STEPS = {"time_step": 6, "time_step_back": 6}
+STEPS = dict.fromkeys(("time_step", "time_step_back"), 6 if DEVICE.type == "cuda" else 4)  # interpreted, each is slow
 
 
 def compare(network: FeedbackSNN, x: torch.Tensor, precision: str, calls: int = 1) -> None:
@@ -69,7 +69,7 @@ if RUNS:
     def test_every_synapse(kind: str, neuron: LIF) -> None:
         torch.manual_seed(1)
         network = on_grid(FeedbackSNN(**ROUTES[kind](), neuron=neuron, couple=TernaryCouple(v_threshold=0.25),
-                                      time_step=4, time_step_back=5)).train()
+                                      time_step=3, time_step_back=4)).train()
         x = (torch.randn(2, 2, 9, 11) / GRID).round() * GRID
         with torch.no_grad():
             for synapse in (network.input, *network.layers):
