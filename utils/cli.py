@@ -274,7 +274,8 @@ def _given(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
 def _folder(args: argparse.Namespace) -> Path:
     """Where the run writes: what ``--checkpoint`` names, or else the folder of the file of ``--resume``."""
     if args.resume not in (None, "auto") and args.checkpoint is None and not args.new_readout:
-        folder, shared, said = checkpoint.itself(args.resume).parent, ["checkpoints"], "the folder of --resume"
+        folder, shared = checkpoint.itself(args.resume).parent, ["checkpoints"]
+        said = f"{folder}, the folder of --resume,"
         writes = args.report or not (args.evaluate or args.export)
     else:
         name = f"{script_name()}-{args.dataset}" if args.checkpoint is None else args.checkpoint
