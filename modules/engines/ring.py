@@ -143,8 +143,8 @@ def obstacle(circuit: Circuit) -> str | None:
 
 @functools.cache
 def _as_numbered(neuron: LIF | TernaryCouple, _: Callable) -> bool:
-    """Whether a neuron takes the step of its four numbers, on potentials about its thresholds; where somebody edited
-    ``step_``, loops with steps of their own do not follow. Again, if the method has been replaced since."""
+    """Whether a neuron takes the step of its four numbers, on potentials about its thresholds: loops that write this
+    step out do not follow whoever edits ``step_``. Tried again if the method, which is not used here, was replaced."""
     grid = torch.linspace(-2, 2, 33, dtype=torch.float64) * neuron.v_threshold
     potential, current = grid.repeat_interleave(len(grid)), grid.repeat(len(grid))
     total, own, spikes = potential + current, potential.clone(), torch.empty_like(potential)

@@ -127,8 +127,8 @@ def route(connection: Connection, scale: float = 1.0) -> Route | None:
 def obstacle(connection: Connection) -> str | None:
     """Why a fast engine cannot simulate a connection, in words, or None.
 
-    A synapse of a user's own is believed what it says of its window only after a comparison, on one sample of spikes
-    drawn at random, with its current.
+    A synapse is believed what it says of its window only after a comparison, on one sample of spikes drawn at random,
+    with its current; one of the library's after that of a small example, once.
     """
     synapse = connection.synapse
     kind = parametrize.type_before_parametrizations(synapse)
