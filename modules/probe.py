@@ -1,9 +1,8 @@
 """What a simulation and its gradient take for granted of a synapse, tried on two samples.
 
-One of a user's own is tried at every call; of the library's, which researchers edit too, a small example once a process.
-
 Both take a current for ``W s + b`` with everything that it depends on known. A current that is something else would be
-simulated, and then differentiated as another one.
+simulated, and then differentiated as another one. A user's own synapse is tried at every call; of the library's, which
+researchers edit too, a small example once a process.
 """
 import functools
 from collections.abc import Callable
