@@ -4,6 +4,8 @@ import inspect
 from functools import partial
 from typing import Any
 
+import torch
+
 from modules import IF, LIF, FeedbackSNN, TernaryCouple, engines
 from modules.feedback_snn import METHODS
 
@@ -16,17 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags and their checks to ``parser``, a :class:`utils.cli.Parser`."""
     add = parser.add_argument_group("spiking network").add_argument
     define = partial(add, experiment=True)
+    of_spide = "with --method spide", lambda args: args.method == "spide"
+    of_ide = "with --method ide", lambda args: args.method == "ide"
     define("-t", "--time_step", type=int, must=_AT_LEAST_1, default=_DEFAULTS["time_step"],
            help="steps of the forward simulation")
     define("-tb", "--time_step_back", type=int, must=_AT_LEAST_1, default=_DEFAULTS["time_step_back"],
-           help="steps of the backward simulation")
+           counts=of_spide, help="steps of the backward simulation")
     define("--vth", type=float, must=_POSITIVE, default=LIF.v_threshold, help="threshold of forward neurons")
     define("--vth_back", type=float, default=TernaryCouple.v_threshold,
            must=("be positive in float32, or 0 for the value of --vth, not",
-                 lambda value: value == 0 or 1e-38 < value < 3e38),
+                 lambda value: value == 0 or 1e-38 < value < 3e38), counts=of_spide,
            help="threshold of backward neurons; 0 means as --vth")
     define("--u_rest", type=float, help="reset potential of forward neurons; -vth unless given")
-    define("--u_rest_back", type=float, help="reset potential of backward neurons; -vth_back unless given")
+    define("--u_rest_back", type=float, counts=of_spide,
+           help="reset potential of backward neurons; -vth_back unless given")
     define("--leaky", type=float, must=("be 1 (IF) or lie in (0, 1) (LIF), not", lambda value: 1e-38 < value <= 1),
            default=IF().leak, help="1 for IF neurons, a leak in (0, 1) for LIF")
     define("--drop", "--dropout", type=float, must=("lie in [0, 1), not", lambda value: 0 <= value < 1), default=0.0,
@@ -34,12 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     define("--method", choices=tuple(METHODS), default=_DEFAULTS["method"],
            help="the backward pass: by spikes, or in floats")
     add("--ide-tolerance", type=float, must=_POSITIVE, default=_DEFAULTS["tolerance"],
-        help="relative change of a sweep at which IDE stops")
+        counts=of_ide, help="relative change of a sweep at which IDE stops")
     add("--ide-max-sweeps", type=int, must=_AT_LEAST_1, default=_DEFAULTS["max_sweeps"],
-        help="sweeps after which IDE stops in any case")
+        counts=of_ide, help="sweeps after which IDE stops in any case")
     add("--engine", default=_DEFAULTS["engine"],
         help=f"what simulates: {', '.join(engines.NAMES)}; auto picks by device")
-    add("--precision", choices=engines.PRECISIONS, default="tf32", help="of products in the engine for GPUs")
+    add("--precision", choices=engines.PRECISIONS, default="tf32", help="of products in the engine for GPUs",
+        counts=("with --engine cuda, or auto on a GPU", _on_gpu))
     parser.checks.append(check)
 
 
@@ -56,6 +62,11 @@ def check(args: argparse.Namespace) -> None:
     if ":" in args.engine:
         raise ValueError(f"--engine takes a name alone, not '{args.engine}': see --precision")
     engines.require(args.engine)
+
+
+def _on_gpu(args: argparse.Namespace) -> bool:
+    """Whether the engine for GPUs may run."""
+    return args.engine == "cuda" or args.engine == "auto" and torch.cuda.is_available() and args.gpu_id != "-1"
 
 
 def of(args: argparse.Namespace) -> dict[str, Any]:

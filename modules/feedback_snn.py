@@ -146,8 +146,11 @@ class FeedbackSNN(nn.Module):
                     raise ValueError(f"the {kind} of the synapse '{name}' is in {tensor.dtype} and the input in "
                                      f"{x.dtype}: convert one")
             probe.check(connections[-1], x)
+        couple = replace(self.couple, leak=self.neuron.leak)
+        for neuron in (self.neuron, couple):
+            probe.check_neuron(neuron, shapes[1], x)
         return Circuit(connections=tuple(connections), has_feedback=self.feedback is not None, neuron=self.neuron,
-                       couple=replace(self.couple, leak=self.neuron.leak), time_step=self.time_step,
+                       couple=couple, time_step=self.time_step,
                        time_step_back=self.time_step_back,
                        tolerance=self.tolerance, max_sweeps=self.max_sweeps, event_input=self.event_input), x
 

@@ -1,10 +1,13 @@
-"""What a simulation and its gradient take for granted of a synapse, tried on two samples.
+"""What a simulation and its gradient take for granted of synapses and neurons, tried on a sample or two.
 
 Both take a current for ``W s + b`` with everything that it depends on known. A current that is something else would be
 simulated, and then differentiated as another one. A user's own synapse is tried at every call; of the library's, which
-researchers edit too, a small example once a process.
+researchers edit too, a small example once a process. Rates and masks count the spikes of a neuron, so these have to be
+0 or 1, and all that a neuron remembers has to be in the potential, which each layer has of its own.
 """
+import copy
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,6 +16,9 @@ from torch.nn.utils import parametrize
 
 from modules import synapses
 from modules.circuit import Connection
+from modules.neurons import IF, LIF, TernaryCouple
+from modules.notices import warn_once
+from modules.synapses import Shape
 
 METHODS = ("current", "transpose", "parameter_gradients")
 # Of the library's synapses, small ones: arguments, and the shape of their input.
@@ -34,6 +40,42 @@ def check(connection: Connection, like: Tensor) -> None:
         _try(connection, like)
     elif not torch.compiler.is_compiling():  # which would trace all of it, with a warning
         _once(kind, *(getattr(kind, name) for name in METHODS))
+
+
+def check_neuron(neuron: LIF | TernaryCouple, shape: Shape, like: Tensor) -> None:
+    """Try two steps of a neuron, or couple, of a user's own on layers of ``shape``, and warn of a state of its own.
+
+    The steps are of a copy, and draw from no random generator of the user's.
+
+    Raises:
+        ValueError: a step does not update the potential in place, or does not overwrite all spikes with 0 or 1, those
+            of a couple with -1, 0 or 1; or a couple returns another number than that of the units that fired.
+    """
+    kind = type(neuron)
+    if kind in (IF, LIF, TernaryCouple) or torch.compiler.is_compiling():
+        return
+    own, couple, states = copy.deepcopy(neuron), isinstance(neuron, TernaryCouple), []
+    values, stale = (*((-1,) if couple else ()), 0, 1), 0.5
+    potential = like.new_zeros((1 + 64 // math.prod(shape), *shape))
+    current = torch.linspace(-4, 4, potential.numel()).to(like).view_as(potential) * neuron.v_threshold
+    with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        for _ in range(2):
+            earlier = potential.clone()
+            spikes, *scratch = (torch.full_like(potential, stale) for _ in range(1 + couple))
+            fired = own.step_(potential, current.clone(), spikes, *scratch)
+            states.append(str(vars(own)))
+            if torch.equal(potential, earlier):
+                raise ValueError(f"a step of {kind.__name__} leaves the potential as it was: update it in place, as "
+                                 "potential += current does")
+            if not torch.isin(spikes, spikes.new_tensor(values)).all():
+                raise ValueError(f"a step of {kind.__name__} does not overwrite all spikes, in place, by one of "
+                                 f"{', '.join(map(str, values))}, which rates and gradients count")
+            if couple and fired != spikes.count_nonzero():
+                raise ValueError(f"a step of {kind.__name__} returns that {fired} units fired, and "
+                                 f"{spikes.count_nonzero()} did")
+    if states[0] != states[1]:
+        warn_once(kind.__name__, "state", sentence=f"a {kind.__name__} changes at every step: all layers and batches "
+                  "share one, so only what is in the potential is each unit's own and begins anew")
 
 
 @functools.cache

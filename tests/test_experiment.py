@@ -288,6 +288,20 @@ def test_what_every_flag_is_to_a_run() -> None:
         "evaluate", "gpu_id", "report", "report_samples", "dry_run"}
 
 
+def test_flags_that_exclude_each_other(tmp_path) -> None:
+    """Of a group as argparse makes it: they are stored and taken over as others are."""
+    def add(parser) -> None:
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument("--brighter", type=float)
+        group.add_argument("--darker", type=float)
+
+    experiment = replace(small(), flags=[*small().flags, add])
+    experiment.main(["--brighter", "1.5", "--max-iters", "1", "-c", str(tmp_path)])
+    assert experiment.arguments(["--resume", str(tmp_path / "checkpoint.pth.tar")]).brighter == 1.5
+    with pytest.raises(SystemExit):
+        experiment.arguments(["--brighter", "1.5", "--darker", "2"])
+
+
 @pytest.mark.parametrize("flags", [
     "--epochs 0", "--start-epoch -1", "--warmup -1", "--momentum -0.1", "--momentum nan", "--weight-decay -1",
     "--weight-decay inf", "--gamma 0", "--schedule 0 4", f"--manualSeed {2**63}", "--log-every -1", "--test-limit 0",

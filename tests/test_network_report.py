@@ -256,7 +256,10 @@ def test_rows_of_a_run_that_is_writing(tmp_path, monkeypatch) -> None:
         rows[1] = {key: value for key, value in rows[1].items() if key != name}
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(own) + "\n" for own in rows))
         refused(f"line 2, .*KeyError: '{name}'")
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]))  # as an editor leaves it
+    assert metrics.read(tmp_path) == rows[:1]
+    metrics.cut(tmp_path, tmp_path, iteration=9, evaluated=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == json.dumps(rows[0]) + "\n"
     refused("nowhere/a.png cannot be used", "--output", str(tmp_path / "nowhere" / "a.png"))
     refused("2", "--output", str(tmp_path / "a.pdf"))
 

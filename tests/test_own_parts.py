@@ -297,3 +297,74 @@ def test_parts_of_another_kind(make, words) -> None:
 def test_windows_are_square_and_whole(make) -> None:
     with pytest.raises(ValueError, match="must be one whole number of at least [01], for both axes, not"):
         make()
+
+
+class Graded(LIF):
+    """Fires twice where its potential is high."""
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
+        super().step_(potential, current, spikes)
+        spikes += potential > 0
+
+
+class Adds(LIF):
+    """Writes spikes only where there are any."""
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
+        potential += current
+        spikes[potential >= 1] = 1
+        potential -= 2 * spikes
+
+
+class Rebinds(LIF):
+    """Computes a new potential, which nobody sees."""
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
+        potential = potential + current
+        torch.ge(potential, self.v_threshold, out=spikes)
+
+
+class Miscounts(TernaryCouple):
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor, negative: Tensor) -> Tensor:
+        super().step_(potential, current, spikes, negative)
+        return spikes.sum()
+
+
+class Adapts(LIF):
+    """Has a threshold for all units of all layers, which stays as it is when a batch ends."""
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
+        super().step_(potential, current, spikes)
+        object.__setattr__(self, "v_threshold", self.v_threshold + float(spikes.mean()))
+
+
+class Escapes(LIF):
+    """Fires at random."""
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
+        potential += current
+        spikes.copy_(torch.rand_like(potential) < potential)
+        potential.sub_(spikes, alpha=self.quantum)
+
+
+@pytest.mark.parametrize("parts, words", [
+    ({"neuron": Graded(leak=0.9)}, "a step of Graded does not overwrite all spikes, in place, by one of 0, 1"),
+    ({"neuron": Adds(leak=0.9)}, "a step of Adds does not overwrite all spikes"),
+    ({"neuron": Rebinds(leak=0.9)}, "a step of Rebinds leaves the potential as it was"),
+    ({"couple": Miscounts()}, "a step of Miscounts returns that .* units fired, and .* did")])
+def test_neurons_whose_spikes_would_be_counted_as_others(parts, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        network(**parts)(torch.rand(2, 6))
+
+
+def test_a_neuron_that_keeps_a_state_of_its_own() -> None:
+    net = network(neuron=Adapts(leak=0.9))
+    with pytest.warns(UserWarning, match="a Adapts changes at every step"):
+        net.bind(torch.rand(2, 6))
+    assert net.neuron.v_threshold == 1  # it was a copy that was tried
+
+
+def test_a_random_neuron_is_tried_without_its_random_numbers() -> None:
+    net, state = network(neuron=Escapes(leak=0.9)), torch.get_rng_state()
+    net.bind(torch.rand(2, 6, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -308,12 +308,26 @@ def test_going_to_an_epoch(tmp_path) -> None:
     assert not run.state.meters.sums and not run.state.window.sums
 
 
-def test_a_new_run_begins_at_the_epoch_that_it_is_told(tmp_path) -> None:
+def test_a_new_run_begins_at_the_epoch_that_it_is_told(tmp_path, capsys) -> None:
     """``--start-epoch`` without ``--resume``, as the published scripts take it: the second of two epochs."""
     train("-c", tmp_path, "--start-epoch", 1, "--max-iters", 5, "--schedule", 1)
     state = stored(tmp_path)
     assert (state["epoch"], state["batch"], state["iteration"]) == (1, 2, 5)
     assert read_log(tmp_path)[0][0] == pytest.approx(0.01)
+    assert "note: 0 of the 1 epochs before have a row in log.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--momentum", 0.5, "--optimizer", "Adam"), "--momentum counts only with --optimizer SGD"),
+    (("--gamma", 0.5), "--gamma counts only with --schedule"),
+    (("--report-samples", 3), "--report-samples counts only with --report"),
+    (("-tb", 9, "--method", "ide"), "--time_step_back counts only with --method spide"),
+    (("--ide-max-sweeps", 9), "--ide-max-sweeps counts only with --method ide"),
+    (("--precision", "fp32", "--engine", "event"), "--precision counts only with --engine cuda, or auto on a GPU")])
+def test_flags_that_change_nothing_are_named(tmp_path, capsys, flags, words) -> None:
+    """And those that change something are not; a value that nobody gave is not spoken of."""
+    train("-c", tmp_path, "--dry-run", *flags)
+    assert [line for line in capsys.readouterr().out.splitlines() if "counts only" in line] == [f"note: {words}"]
 
 
 def test_summary(tmp_path) -> None:

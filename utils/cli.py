@@ -31,6 +31,9 @@ NOT_NEGATIVE: Rule = "be a number that is not negative, in float32, not", lambda
 INCREASING: Rule = "list increasing epochs, not", lambda value: value == sorted({n for n in value if n > 0})
 SEED: Rule = "lie between 0 and 2^63 - 1, not", lambda value: 0 <= value < 2**63
 
+# With what a flag counts: the end of "--flag counts only WORDS", and whether it does among all arguments.
+Condition = tuple[str, Callable[[argparse.Namespace], bool]]
+
 
 class Arguments(argparse.Namespace):
     """What the user said, by the destination of each flag; nothing changes it. What a run derives is in ``Run``."""
@@ -63,7 +66,8 @@ class Parser(argparse.ArgumentParser):
         self.shared: frozenset[str] = frozenset()  # destinations of the flags that every experiment has
 
     def add_argument(self, *names: str, group: argparse._ArgumentGroup | None = None, experiment: bool = False,
-                     stored: bool = True, must: Rule | None = None, **settings: Any) -> argparse.Action:
+                     stored: bool = True, must: Rule | None = None, counts: Condition | None = None,
+                     **settings: Any) -> argparse.Action:
         """Add a flag as argparse does, under both spellings, ``--time_step`` and ``--time-step``.
 
         Args:
@@ -71,12 +75,13 @@ class Parser(argparse.ArgumentParser):
             experiment: another value would make a resumed run another experiment, so it needs ``--override``.
             stored: a run that goes on from a checkpoint takes the value from there; else it is for one invocation.
             must: the range of the value, if it has one.
+            counts: what it counts with, if not always; a run notes where it does not.
             settings: of argparse. A value has to be plain (numbers, texts, lists), as checkpoints hold nothing else.
         """
         settings.setdefault("help", " ")  # for the formatter to put the default behind
         spellings = [spelling for name in names for spelling in _spellings(name)]
         action = argparse._ActionsContainer.add_argument(group or self, *spellings, **settings)
-        action.experiment, action.stored, action.must = experiment, stored, must
+        action.experiment, action.stored, action.must, action.counts = experiment, stored, must, counts
         return action
 
     def add_argument_group(self, *arguments: Any, **settings: Any) -> argparse._ArgumentGroup:
@@ -87,8 +92,11 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def flags(self) -> dict[str, argparse.Action]:
-        """The flags by destination, without ``--help``."""
-        return {action.dest: action for action in self._actions if not isinstance(action, argparse._HelpAction)}
+        """The flags by destination, without ``--help``, each with what :meth:`add_argument` says of it to a run."""
+        flags = {action.dest: action for action in self._actions if not isinstance(action, argparse._HelpAction)}
+        for flag in flags.values():  # argparse's other ways to add one, such as to an exclusive group, say nothing
+            vars(flag).update({"experiment": False, "stored": True, "must": None, "counts": None} | vars(flag))
+        return flags
 
     def spelling(self, name: str) -> str:
         """How messages call the flag of a destination: by the first long name that it was given."""
@@ -133,8 +141,10 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
         help="learning rate, before it is divided")
     add("--warmup", type=int, must=AT_LEAST_0, default=0, help="iterations over which the learning rate grows linearly")
     add("--schedule", type=int, nargs="*", must=INCREASING, default=[], help="epochs at which the learning rate falls")
-    add("--gamma", type=float, must=POSITIVE, default=0.1, help="factor by which it falls there")
-    add("--momentum", type=float, must=NOT_NEGATIVE, default=0.9, help="momentum of SGD")
+    add("--gamma", type=float, must=POSITIVE, default=0.1, help="factor by which it falls there",
+        counts=("with --schedule", lambda args: bool(args.schedule)))
+    add("--momentum", type=float, must=NOT_NEGATIVE, default=0.9, help="momentum of SGD",
+        counts=("with --optimizer SGD", lambda args: args.optimizer == "SGD"))
     add("--weight-decay", "--wd", type=float, must=NOT_NEGATIVE, default=5e-4, help="weight decay, not scaled")
     add("--scale_factor", type=float, must=FINITE, default=FROM_SCRIPT, experiment=True,
         help="the loss is multiplied and the learning rate divided by this: it drives the spiking backward network")
@@ -161,7 +171,8 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     once("--report", action="store_true",
          help="write what the network does to report/ in the run's folder: with --evaluate, or when training has ended")
     once("--report-samples", type=int, must=AT_LEAST_1, default=32, metavar="N",
-         help="test samples that the report is made from, evenly spread")
+         help="test samples that the report is made from, evenly spread",
+         counts=("with --report", lambda args: args.report))
     once("--dry-run", action="store_true", help="print the configuration, check data and device, exit")
     parser.shared = frozenset(parser.flags)
 
@@ -176,6 +187,7 @@ class Invocation:
     usual_drive: float  # the experiment's own scale_factor / train_batch
     stored: Stored | None = field(default=None, repr=False)  # the checkpoint to go on from
     changes: tuple[str, ...] = ()  # sentences on stored arguments that the command line, or the script, changes
+    idle: tuple[str, ...] = ()  # sentences on flags of the command line that change nothing
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of the script, for the data set
 
 
@@ -244,7 +256,9 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
                   if _show(before.get(name)) != _show(usual[name]) and kept[name] != usual[name]]
         changes += tuple(f"the script's default of {parser.spelling(name)} is now {_show(usual[name])}, but the "
                          f"checkpoint's {_show(kept[name])} counts" for name in edited)
-    return Invocation(args=args, folder=folder, stored=found, changes=changes,
+    conditions = [(name, *parser.flags[name].counts) for name in sorted(given) if parser.flags[name].counts]
+    idle = tuple(f"{parser.spelling(name)} counts only {words}" for name, words, holds in conditions if not holds(args))
+    return Invocation(args=args, folder=folder, stored=found, changes=changes, idle=idle,
                       defaults={name: value for name, value in usual.items() if _plain(value)},
                       seed=secrets.randbelow(2**31) if args.manualSeed is None else args.manualSeed,
                       usual_drive=usual["scale_factor"] / usual["train_batch"])
@@ -316,8 +330,7 @@ def _check(parser: Parser, args: argparse.Namespace, bare: Parser) -> None:
         if not _fits(bare.flags[name], value):
             raise ValueError(f"the script's default of {parser.spelling(name)} is {value!r}, which could not stand on "
                              "a command line")
-        must = getattr(parser.flags[name], "must", None)
-        if must and value is not None:
+        if (must := parser.flags[name].must) and value is not None:
             words, holds = must
             if not holds(value):
                 raise UserError(f"{parser.spelling(name)} must {words} {_show(value)}")

@@ -230,6 +230,7 @@ def summary(run: Run, invocation: Invocation) -> str:
         f"run        folder {run.folder}, seed {run.seed}{origin}",
         "arguments  " + " ".join(f"{name}={value}" for name, value in sorted(vars(args).items())),
         *(f"changed: {change}" for change in invocation.changes),
+        *(f"note: {sentence}" for sentence in invocation.idle),
     ]
     if abs(drive / usual - 1) > 0.01:
         lines.append(f"note: scale_factor / batch is {drive:.4g} instead of this experiment's {usual:.4g}, so backward "

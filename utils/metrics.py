@@ -43,9 +43,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _lines(folder: Path) -> list[tuple[str, bytes]]:
-    """The lines of the file, each with a name; what follows the last newline was torn, or is still being written."""
+    """The lines of the file, each with a name; what follows the last newline was torn, or is still being written,
+    unless it ends as a row does: some editors leave the last newline out."""
     path = folder / NAME
-    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    lines += [rest] * rest.endswith(b"}")
     return [(f"{path}, line {number},", line) for number, line in enumerate(lines, start=1)]
 
 
