@@ -7,6 +7,7 @@ sessions) needs ``subprocess``.
 import atexit
 import ctypes
 import functools
+import gc
 import json
 import os
 import runpy
@@ -72,14 +73,19 @@ def _server() -> socket.socket:
 def serve(requests: socket.socket) -> list[str]:
     """Fork for every request; return, in the fork, its command line."""
     import sklearn.datasets  # noqa: F401
+    from numba.core.registry import cpu_target
 
     import benchmarks.speed  # noqa: F401
     import mnist_lenet  # noqa: F401
     from modules.engines.event import compiled
     from utils import figures
     compiled.load("kernels")
+    compiled.load("chain")
+    for context in (cpu_target.typing_context, cpu_target.target_context):
+        context.refresh()  # what a first call of a compiled loop would do
     figures.new_figure(1, 1, width=1, height=1)
     assert len(os.listdir("/proc/self/task")) == 1, "an imported library started threads, which a fork would lack"
+    gc.freeze()  # else a fork looks at, and so copies, every object when it ends, which takes it a second
     while True:
         size, files, *_ = socket.recv_fds(requests, 4, 2)
         if not size:

@@ -24,6 +24,8 @@ from utils.cli import Arguments
 from utils.errors import UserError
 from utils.experiment import choose_device, seed_everything
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 OLD = Path(__file__).parent / "golden" / "run_at_85cf78f.pth.tar"
 
 # From the design, sections 3 and 4: what the four scripts share, and where they differ.

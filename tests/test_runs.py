@@ -28,6 +28,7 @@ from utils.meters import Meters
 from utils.provenance import versions
 
 SEED = ("--manualSeed", "3")
+pytestmark = pytest.mark.usefixtures("unpictured")
 
 
 def train(*flags: object, **changes) -> None:
@@ -392,8 +393,9 @@ def test_a_row_every_so_many_iterations(tmp_path) -> None:
     assert "backward_rates" not in rows[1]
 
 
-def test_metrics_of_ide(tmp_path) -> None:
+def test_metrics_of_ide(tmp_path, monkeypatch) -> None:
     """Sweeps and residual in place of backward spikes, and a picture all the same."""
+    monkeypatch.undo()
     train("-c", tmp_path, "--log-every", 1, "--method", "ide", "--epochs", 1)
     row = metrics.read(tmp_path)[0]
     assert row["sweeps"] >= 1 and row["residual"] >= 0 and "backward_rates" not in row and "saturated" not in row

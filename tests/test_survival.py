@@ -128,7 +128,8 @@ def test_stopping_signals(number, status, never_stopped, tmp_path) -> None:
 
 def test_signal_during_evaluation(tmp_path) -> None:
     """A run that is stopped while it evaluates saves the trained epoch, and begins with the evaluation on resume."""
-    flags = ("mnist_lenet.py", "-d", "digits", *BRIEF, "--train-batch", 1000, "--test-batch", 1, "--epochs", 1)
+    flags = ("mnist_lenet.py", "-d", "digits", *BRIEF, "--train-batch", 1000, "--test-batch", 1,
+             "--test-limit", 120, "--epochs", 1)
     folder, whole = tmp_path / "run", tmp_path / "whole"
     with running(*flags, "-c", folder, "--save-every", 2) as process:
         read_until(process, "arguments")
@@ -189,11 +190,12 @@ def test_full_disk(tmp_path) -> None:
     succeed(*LENET, "--max-iters", 1, "-c", tmp_path)
     before = (tmp_path / "checkpoint.pth.tar").read_bytes()
 
-    def limit(size: int, pid: int = 0) -> None:
+    def limit(size: int, pid: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     flags = ("mnist_lenet.py", "--resume", tmp_path / "checkpoint.pth.tar", "--gpu-id", -1, "--test-limit", 40)
-    with running(*flags, "--save-every", 1, "--max-iters", 20, preexec_fn=lambda: limit(100_000)) as process:
+    with running(*flags, "--save-every", 1, "--max-iters", 20) as process:
+        limit(100_000, process.pid)
         read_until(process, "could NOT be written")
         assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before
         limit(resource.RLIM_INFINITY, process.pid)
@@ -201,7 +203,8 @@ def test_full_disk(tmp_path) -> None:
     assert iteration(tmp_path) == 20
 
     before = (tmp_path / "checkpoint.pth.tar").read_bytes()
-    with running(*flags, "--max-iters", 21, preexec_fn=lambda: limit(100_000)) as process:
+    with running(*flags, "--max-iters", 21) as process:
+        limit(100_000, process.pid)
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and "the last checkpoint could not be written" in output
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before and not list(tmp_path.glob(".*.part"))

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from tests.small import IMAGES, LABELS, made, small, stored
 from tests.test_runs import built, sentence, train
-from utils import checkpoint, figures, logs, metrics, progress, training
+from utils import checkpoint, logs, metrics, progress, training
 from utils.cli import Arguments, Invocation
 from utils.distributed import World
 from utils.experiment import agreed, make_optimizer, summary
@@ -20,6 +20,8 @@ from utils.folder import arrange
 from utils.loading import Batches
 from utils.logs import read_log, write_log
 from utils.run import RunState
+
+pytestmark = pytest.mark.usefixtures("unpictured")
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -198,14 +200,7 @@ def test_plain_lines_tell_the_time_of_an_iteration(tmp_path, monkeypatch, capsys
 # Parts of a run, one by one
 
 
-@pytest.fixture
-def unpictured(monkeypatch) -> None:
-    """No pictures, which take most of the time of a short run."""
-    monkeypatch.setattr(logs, "_draw", lambda *_: None)
-    monkeypatch.setattr(figures, "save", lambda *_: None)
-
-
-def test_a_checkpoint_is_written_when_it_is_due(tmp_path, monkeypatch, unpictured) -> None:
+def test_a_checkpoint_is_written_when_it_is_due(tmp_path, monkeypatch) -> None:
     """Every two iterations of the run, not of an epoch, which has three; its rows of metrics outlast a power cut."""
     saved, lasting, append = [], [], metrics.append
 
@@ -224,7 +219,7 @@ def test_a_checkpoint_is_written_when_it_is_due(tmp_path, monkeypatch, unpicture
     assert saved == [2, 3, 4, 6, 6]
 
 
-def test_how_often_numbers_are_looked_at(tmp_path, monkeypatch, unpictured) -> None:
+def test_how_often_numbers_are_looked_at(tmp_path, monkeypatch) -> None:
     """After every so many iterations of the run, as each look waits for the device; only then are metrics written."""
     looks, written, train_on = [], [], training.train_on
 
@@ -241,7 +236,7 @@ def test_how_often_numbers_are_looked_at(tmp_path, monkeypatch, unpictured) -> N
     assert written == [0, 0, 0, 4, 5, 5]  # at the end of each iteration; the epoch after three wrote four rows
 
 
-def test_seconds_of_an_iteration_are_of_training(tmp_path, monkeypatch, unpictured) -> None:
+def test_seconds_of_an_iteration_are_of_training(tmp_path, monkeypatch) -> None:
     """A row that begins before an evaluation and ends after it leaves that out."""
     now = [0.0]
 
@@ -282,7 +277,7 @@ def test_the_log_of_a_published_checkpoint_ends_with_it(tmp_path) -> None:
     assert run.state.history == [[0.5] * 8, [1.5] * 8] and run.state.iteration == 6
 
 
-def test_an_epoch_in_log_and_words(tmp_path, unpictured, capsys) -> None:
+def test_an_epoch_in_log_and_words(tmp_path, capsys) -> None:
     """Every number in its column, with the learning rate of the last iteration; a line each for training and test."""
     run = made(tmp_path, "--warmup", 10)
     run.state = RunState(batch=3, iteration=3)
@@ -358,7 +353,7 @@ def test_what_an_evaluation_says(tmp_path, monkeypatch, capsys) -> None:
     assert "Adam does not see" in summary(trained, invocation)
 
 
-def test_files_of_a_run_that_goes_on(tmp_path, monkeypatch, unpictured) -> None:
+def test_files_of_a_run_that_goes_on(tmp_path, monkeypatch) -> None:
     """In its folder, however that is spelt; in another one; before its first epoch; stopped while it was evaluated."""
     row = [0.5] * 8
     rows = [{"phase": phase, "iteration": 3, "loss": 1, "top1": 1, "seconds": 1} for phase in ("train", "test")]
