@@ -741,7 +741,7 @@ def test_processes_ask_for_the_same_sums_whatever_fails(tmp_path) -> None:
     asked = {True: 0, False: 0}
     sums = {name: torch.ones(()) for name in ("samples", "loss", "top1", "top5")}
     for leads in asked:
-        pending = metrics.PendingRows(tmp_path / "folder")
+        pending = metrics.PendingRows(tmp_path / "folder", (tmp_path / "folder").mkdir)
         (tmp_path / "folder").unlink(missing_ok=True)
         (tmp_path / "folder").touch()  # a file, where no folder can be made
         for number in (1, 2):

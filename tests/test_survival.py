@@ -211,13 +211,35 @@ def test_full_disk(tmp_path) -> None:
 
 
 def test_folder_removed_while_training(tmp_path) -> None:
-    """A folder that disappears is made anew at the next save."""
+    """A folder that disappears is made anew at the next save, for this run alone."""
     folder = tmp_path / "run"
-    with running(*LENET, "-c", folder, "--train-batch", 100, "--save-every", 1, "--epochs", 1) as process:
+    with running(*LENET, "-c", folder, "--train-batch", 15, "--save-every", 1, "--epochs", 1) as process:
         wait_for_iteration(process, folder, 2)
-        shutil.rmtree(folder, ignore_errors=True)
+        process.send_signal(signal.SIGSTOP)
+        shutil.rmtree(folder)
+        process.send_signal(signal.SIGCONT)
+        while not (folder / "checkpoint.pth.tar").exists():
+            time.sleep(0.02)
+        assert f"is in use by process {process.pid} on " in run(*LENET, "-c", folder).stderr
         assert process.wait(timeout=60) == 0
+    assert iteration(folder) == 96 and not (folder / ".lock").exists()
+
+
+def test_folder_removed_and_begun_anew(tmp_path) -> None:
+    """The first run ends with a sentence at its next save, and leaves alone what the second one writes there."""
+    folder = tmp_path / "run"
+    with running(*LENET, "-c", folder, "--train-batch", 5, "--save-every", 1) as first:
+        wait_for_iteration(first, folder, 2)
+        first.send_signal(signal.SIGSTOP)
+        shutil.rmtree(folder)
+        with running(*LENET, "-c", folder, "--train-batch", 100, "--save-every", 1, "--epochs", 1) as second:
+            wait_for_iteration(second, folder, 1)
+            first.send_signal(signal.SIGCONT)
+            said = first.communicate(timeout=60)[0].splitlines()[-1]
+            assert f"{folder} is in use by process {second.pid} on " in said and first.returncode == 1
+            assert (folder / ".lock").exists() and second.wait(timeout=60) == 0
     assert iteration(folder) == 15
+    assert torch.load(folder / "checkpoint.pth.tar", weights_only=True)["arguments"]["train_batch"] == 100
 
 
 def test_fresh_run_sets_the_old_one_aside(tmp_path) -> None:

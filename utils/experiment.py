@@ -115,7 +115,7 @@ class Experiment:
         writes = world.leads and (args.report or not args.evaluate)
         alone = alone_in(run.folder, contents="a report" if args.evaluate else "checkpoints", wait=False,
                          remedy="choose another with -c")
-        with alone if writes else nullcontext():
+        with alone if writes else nullcontext() as run.lock:
             if args.evaluate:
                 say(f"test: {describe(training.evaluate(run))}")
             else:

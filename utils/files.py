@@ -80,16 +80,16 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path, *, contents: str, remedy: str, wait: bool = True) -> Iterator[None]:
+def alone_in(folder: Path, *, contents: str, remedy: str, wait: bool = True) -> Iterator["FolderLock"]:
     """Make a folder, unless it is there, and hold its :class:`FolderLock`, which see, in the context; a UserError, if
     it cannot be made or written: ``contents`` and ``remedy`` are what one wants to write and what to do then."""
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FolderLock(folder, wait=wait))
+            lock = stack.enter_context(FolderLock(folder, wait=wait))
         except OSError as error:
             raise UserError(f"cannot write {contents} to {folder} ({error.strerror}): {remedy}") from error
-        yield
+        yield lock
 
 
 class FolderLock:
@@ -133,14 +133,29 @@ class FolderLock:
                 told = True
                 say(f"waiting for {owner}, which uses {self.folder}")
             time.sleep(self.POLL)
-        self._lock = lock
+        self._lock, self._file = lock, os.stat(lock.lock_file)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if isinstance(self._lock, FileLock) and self._lock.is_locked:  # which it is not in a forked child
+        # It is not locked in a forked child, and may be another's where it was removed.
+        if isinstance(self._lock, FileLock) and self._lock.is_locked and not self._lost():
             with suppress(OSError):  # where the folder may not be written to any more
                 Path(self._lock.lock_file).unlink()
         self._lock.release()
+
+    def renew(self) -> None:
+        """Hold the folder, which exists, again if it is another one now; a UserError, if somebody else has it."""
+        if self._lost():
+            self._lock.release()
+            self.wait = False
+            self.__enter__()
+
+    def _lost(self) -> bool:
+        """Whether the file that is locked is no longer the one with its name."""
+        try:
+            return isinstance(self._lock, FileLock) and not os.path.samestat(os.stat(self._lock.lock_file), self._file)
+        except FileNotFoundError:
+            return True
 
     def _make_lock(self) -> FileLock | SoftFileLease:
         """A lock of the kind that the file system has."""

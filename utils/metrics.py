@@ -110,10 +110,10 @@ class Clock:
 
 
 class PendingRows:
-    """The rows of a run that are still to be written to its folder."""
+    """The rows of a run that are still to be written to its folder, which ``make_folder`` makes if it is gone."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, make_folder: Callable[[], None]) -> None:
+        self.folder, self._make_folder = folder, make_folder
         self._waiting: list[tuple[dict[str, Any], Meters, Callable[[], float] | None]] = []
         self._finished: list[dict[str, Any]] = []  # with their means, to be written by the process that leads
         self._lasting = True  # whether what is in the file would outlast a power cut
@@ -134,7 +134,7 @@ class PendingRows:
                                        **({"seconds": seconds()} if seconds else {})})
         self._waiting.clear()  # before anything can fail: all processes ask for the same sums
         if leads and (self._finished or lasting and not self._lasting):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             append(self.folder, self._finished, lasting=lasting)
             self._finished.clear()
             self._lasting = lasting

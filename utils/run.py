@@ -18,6 +18,7 @@ from utils import checkpoint, metrics
 from utils.checkpoint import BEST, LAST, Stored
 from utils.distributed import World
 from utils.errors import UserError
+from utils.files import FolderLock
 from utils.finite import Watch, first_bad
 from utils.logs import read_log, write_log
 from utils.meters import Meters
@@ -86,9 +87,10 @@ class Run:
     world: World = field(default_factory=World)
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of the script, see :class:`utils.cli.Invocation`
     saved: bool = True  # whether the last attempt to write a checkpoint succeeded
+    lock: FolderLock | None = None  # on the folder, while this process writes to it
 
     def __post_init__(self) -> None:
-        self.watch, self.recorder = Watch(self.model), PendingRows(self.folder)
+        self.watch, self.recorder = Watch(self.model), PendingRows(self.folder, self.make_folder)
 
     @property
     def batch_size(self) -> int:
@@ -110,6 +112,12 @@ class Run:
     def outdated(self) -> bool:
         """Whether evaluations are to come on another number of test samples than that of the best one so far."""
         return not self.over and self.state.best_of not in (0, len(self.test_loader.dataset))
+
+    def make_folder(self) -> None:
+        """Make the folder, should it be gone; a UserError, if another run has it by now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.lock:
+            self.lock.renew()
 
     def require_finite(self) -> None:
         """Raise UserError if a number has ceased to be finite (this waits for the device)."""
@@ -142,7 +150,7 @@ class Run:
                             f"resume from the last checkpoint in {self.folder} with a smaller --lr")
         self.saved = False
         with _attempt(f"the checkpoint of iteration {self.state.iteration} could NOT be written to {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.make_folder()
             # The best one first: killed between the two, a run evaluates again and finds it as good.
             checkpoint.save(contents, *(self.folder / name for name in ((BEST, LAST) if best else (LAST,))))
             self.saved = True
