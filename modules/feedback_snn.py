@@ -1,6 +1,5 @@
 """FeedbackSNN: a feedback spiking network as an ordinary module, built from synapses and neuron parameters."""
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from numbers import Integral
 
@@ -47,6 +46,8 @@ class FeedbackSNN(nn.Module):
         torch.Size([4, 8, 16, 16])
     """
 
+    _tried: tuple[LIF | None, TernaryCouple | None] = None, None  # neurons that were found to be in order
+
     def __init__(self, *, input: Synapse, layers: Sequence[Synapse] = (), feedback: Synapse | None = None,
                  neuron: LIF = IF(), couple: TernaryCouple = TernaryCouple(), time_step: int = 30,
                  time_step_back: int = 100, event_input: bool = False, engine: str | engines.Engine = "auto",
@@ -56,7 +57,7 @@ class FeedbackSNN(nn.Module):
         _check_parts([input, *own, feedback], neuron, couple)
         engines.require(engine)  # a wrong name is better refused here than at the first call
         self.input, self.layers, self.feedback = input, nn.ModuleList(own), feedback
-        self.neuron, self.couple = neuron, replace(couple, leak=neuron.leak)
+        self.neuron, self.couple = neuron, couple.with_leak(neuron.leak)
         self.time_step, self.time_step_back = time_step, time_step_back
         self.event_input, self.engine = event_input, engine
         self.method, self.tolerance, self.max_sweeps = method, tolerance, max_sweeps
@@ -146,9 +147,11 @@ class FeedbackSNN(nn.Module):
                     raise ValueError(f"the {kind} of the synapse '{name}' is in {tensor.dtype} and the input in "
                                      f"{x.dtype}: convert one")
             probe.check(connections[-1], x)
-        couple = replace(self.couple, leak=self.neuron.leak)
-        for neuron in (self.neuron, couple):
-            probe.check_neuron(neuron, shapes[1], x)
+        couple = self.couple.with_leak(self.neuron.leak)
+        for neuron, before in zip((self.neuron, couple), self._tried):
+            if neuron is not before:
+                probe.check_neuron(neuron, shapes[1], x)
+        self._tried = self.neuron, couple
         return Circuit(connections=tuple(connections), has_feedback=self.feedback is not None, neuron=self.neuron,
                        couple=couple, time_step=self.time_step,
                        time_step_back=self.time_step_back,

@@ -3,6 +3,7 @@
 A neuron here is a set of numbers and one step of dynamics. It holds no tensors: the simulation owns the membrane
 potentials, so one neuron serves every layer, batch and device.
 """
+import copy
 import math
 from dataclasses import dataclass, field
 from numbers import Real
@@ -97,6 +98,15 @@ class TernaryCouple(_Neuron):
         if not 0 < self.leak <= 1:
             raise ValueError(f"the leak of a ternary couple must lie in (0, 1], not {self.leak}")
 
+    def with_leak(self, leak: float) -> "TernaryCouple":
+        """This couple if it has that leak, or else a copy with it, of whatever a user's own type holds."""
+        if leak == self.leak:
+            return self
+        other = copy.copy(self)
+        object.__setattr__(other, "leak", leak)
+        other.__post_init__()
+        return other
+
     def step_(self, potential: Tensor, current: Tensor, spikes: Tensor, negative: Tensor) -> Tensor:
         """Advance by one step, in place, and return how many units fired (a 0-dim tensor on the device).
 
@@ -112,6 +122,9 @@ class TernaryCouple(_Neuron):
         if self.leak != 1:
             potential *= self.leak
         return fired
+
+
+LIBRARY = (IF, LIF, TernaryCouple)  # the types whose step is that of their numbers; others are a user's own
 
 
 def leak_in(leak: float, dtype: torch.dtype) -> float:

@@ -164,7 +164,7 @@ class Recorder(DenseEngine):
         gates = circuit.gates([mask.to(gradient.dtype) for mask in masks])
         for c, gate, receives in zip(circuit.connections, gates, circuit.sources(None, masks)):
             (arriving, reached), senders = couplings(c, gradient), gate != 0
-            if any(parameter.requires_grad for parameter in c.synapse.parameters()):
+            if any(p.requires_grad and "bias" not in name.split(".") for name, p in c.synapse.named_parameters()):
                 counts.products[c.name] = _total(arriving(gradient.new_ones(samples, *c.input_shape)) * senders)
             if c is not circuit.input:
                 ways.append((c.name, _arrivals(reached, senders, receives)))

@@ -8,6 +8,7 @@ researchers edit too, a small example once a process. Rates and masks count the 
 import copy
 import functools
 import math
+import pickle
 from collections.abc import Callable
 
 import torch
@@ -16,9 +17,9 @@ from torch.nn.utils import parametrize
 
 from modules import synapses
 from modules.circuit import Connection
-from modules.neurons import IF, LIF, TernaryCouple
+from modules.neurons import LIBRARY, LIF, TernaryCouple
 from modules.notices import warn_once
-from modules.synapses import Shape
+from modules.synapses import Shape, layout
 
 METHODS = ("current", "transpose", "parameter_gradients")
 # Of the library's synapses, small ones: arguments, and the shape of their input.
@@ -43,28 +44,36 @@ def check(connection: Connection, like: Tensor) -> None:
 
 
 def check_neuron(neuron: LIF | TernaryCouple, shape: Shape, like: Tensor) -> None:
-    """Try two steps of a neuron, or couple, of a user's own on layers of ``shape``, and warn of a state of its own.
+    """Try two steps of a neuron, or couple, on layers of ``shape``, and warn of a state of its own.
 
-    The steps are of a copy, and draw from no random generator of the user's.
+    The steps are of a copy, if one can be made, and draw from no random generator of PyTorch's.
 
     Raises:
         ValueError: a step does not update the potential in place, or does not overwrite all spikes with 0 or 1, those
-            of a couple with -1, 0 or 1; or a couple returns another number than that of the units that fired.
+            of a couple with -1, 0 or 1; a couple returns another number than that of the units that fired; a neuron of
+            the library changes its current; or there are parameters, which would get no gradient.
     """
-    kind = type(neuron)
-    if kind in (IF, LIF, TernaryCouple) or torch.compiler.is_compiling():
+    kind, couple = type(neuron), isinstance(neuron, TernaryCouple)
+    library = kind in LIBRARY
+    if like.is_meta or library and torch.compiler.is_compiling():  # which would trace and compile all of it
         return
-    own, couple, states = copy.deepcopy(neuron), isinstance(neuron, TernaryCouple), []
-    values, stale = (*((-1,) if couple else ()), 0, 1), 0.5
-    potential = like.new_zeros((1 + 64 // math.prod(shape), *shape))
-    current = torch.linspace(-4, 4, potential.numel()).to(like).view_as(potential) * neuron.v_threshold
+    if any(torch.is_tensor(value) and value.requires_grad for value in vars(neuron).values()):
+        raise ValueError(f"a {kind.__name__} holds parameters, which would get no gradient: neurons are not trained")
+    try:
+        own = copy.deepcopy(neuron)
+    except Exception:  # of a lock, a file or whatever it may hold
+        own = neuron
+    values, states = (*((-1,) if couple else ()), 0, 1), []
+    potential = like.new_zeros((1 + 64 // max(1, math.prod(shape)), *shape))
+    potential = potential.contiguous(memory_format=layout(potential))
+    current = (torch.linspace(-4, 4, potential.numel()) * neuron.v_threshold).to(like).view_as(potential) + potential
     with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-        for _ in range(2):
-            earlier = potential.clone()
-            spikes, *scratch = (torch.full_like(potential, stale) for _ in range(1 + couple))
-            fired = own.step_(potential, current.clone(), spikes, *scratch)
-            states.append(str(vars(own)))
-            if torch.equal(potential, earlier):
+        for step in range(2):
+            spikes, *scratch = (torch.full_like(potential, 0.5) for _ in range(1 + couple))  # as if left behind
+            given = current.clone()
+            fired = own.step_(potential, given, spikes, *scratch)
+            states.append(_state(own))
+            if step == 0 and potential.numel() and not potential.any():
                 raise ValueError(f"a step of {kind.__name__} leaves the potential as it was: update it in place, as "
                                  "potential += current does")
             if not torch.isin(spikes, spikes.new_tensor(values)).all():
@@ -73,9 +82,20 @@ def check_neuron(neuron: LIF | TernaryCouple, shape: Shape, like: Tensor) -> Non
             if couple and fired != spikes.count_nonzero():
                 raise ValueError(f"a step of {kind.__name__} returns that {fired} units fired, and "
                                  f"{spikes.count_nonzero()} did")
+            if library and not torch.equal(given, current):
+                raise ValueError(f"a step of {kind.__name__} changes the current that it is given, which may be that "
+                                 "of the next step too: derive a neuron of your own, which gets a copy")
     if states[0] != states[1]:
         warn_once(kind.__name__, "state", sentence=f"a {kind.__name__} changes at every step: all layers and batches "
                   "share one, so only what is in the potential is each unit's own and begins anew")
+
+
+def _state(neuron: LIF | TernaryCouple) -> bytes | None:
+    """What a neuron holds, to compare; None where that cannot be told."""
+    try:
+        return pickle.dumps(vars(neuron))
+    except Exception:  # as copying
+        return None
 
 
 @functools.cache

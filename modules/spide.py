@@ -20,6 +20,6 @@ class SPIDE(ImplicitGradient):
             statistics.backward_rates = (result.fired / (len(gradient) * steps)).to(gradient.dtype)
             # A unit that fires one sign at every step has |beta| = kappa_b up to rounding; one missing spike is a
             # 1/T_B away.
-            bound = circuit.couple.quantum * (1 - 1e-5)
+            bound = circuit.couple.quantum * (1 - max(1e-5, 2 * torch.finfo(gradient.dtype).eps))
             statistics.saturated = (result.betas[-1].abs().float() > bound).to(gradient.dtype).mean()
         return result.betas

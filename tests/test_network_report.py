@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modules import LIF, FeedbackSNN, SpikeStatistics, engines, synapses
 from tests.networks import sample_input, small
@@ -182,9 +182,21 @@ def test_networks_that_no_report_can_be_made_of(tmp_path) -> None:
         def forward(self, x):
             return self.network(self.network(x))
 
+    class Uses(nn.Module):
+        """Does with samples and rates as it is told."""
+
+        def __init__(self, samples, rates) -> None:
+            super().__init__()
+            self.network, self.samples, self.rates = FeedbackSNN(input=synapses.Linear(4, 4)), samples, rates
+
+        def forward(self, x):
+            return self.rates(self.network(self.samples(x)))
+
     x, y = torch.rand(2, 4), torch.tensor([0, 1])
     pair = nn.Sequential(FeedbackSNN(input=synapses.Linear(4, 4)), FeedbackSNN(input=synapses.Linear(4, 3)))
     for model, inputs, words in ((nn.Linear(4, 4), x, "holds 0"), (pair, x, "holds 2"), (Twice(), x, "2 times"),
+                                 (Uses(lambda x: x.repeat(3, 1), lambda rates: rates[:2]), x, "makes 6 of 2"),
+                                 (Uses(lambda x: x, Tensor.detach), x, "does not depend on its rates"),
                                  (pair[0], x[:0], "at least one sample")):
         with pytest.raises(ValueError, match=words):
             report.write(model, inputs, y, tmp_path)
@@ -201,6 +213,37 @@ def test_other_layers_and_frozen_weights(tmp_path) -> None:
     assert torch.equal(model[1].running_mean, means) and found["gradient"]["parameters"] == {}
     assert "reading of data, BatchNorm1d layers." in (tmp_path / "report.md").read_text()
     assert found["energy"]["inference"]["work"]["spikes"]["products"] == 6 * 8 + 15
+
+
+class Hard(LIF):
+    """Goes back to the reset potential, wherever it stood."""
+
+    def step_(self, potential, current, spikes) -> None:
+        potential.mul_(self.leak).add_(current)
+        torch.ge(potential, self.v_threshold, out=spikes)
+        potential.masked_fill_(spikes.bool(), self.u_rest)
+
+
+def test_a_neuron_of_one_s_own_in_half_precision(tmp_path, capsys) -> None:
+    """Potentials are those that there are, the page says what the equilibrium is not of, and pictures are drawn."""
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = FeedbackSNN(input=synapses.Linear(6, 8), neuron=Hard(leak=0.9), time_step=9, engine="dense")
+
+        def forward(self, x):
+            return self.network(x=x)
+
+    torch.manual_seed(0)
+    model, x, y = Named().bfloat16(), torch.rand(4, 6).bfloat16(), torch.tensor([0, 1, 2, 0])
+    model.network.input.weight.data.mul_(6)
+    report.write(model, x, y, tmp_path)
+    assert "Note: Hard is no neuron of the library" in (tmp_path / "report.md").read_text()
+    assert "warning" not in capsys.readouterr().out and all((tmp_path / f"{name}.png").exists() for name in PICTURES)
+    own = measures.call(model, model.network, x, y, 1.0, nn.functional.cross_entropy, engines.require("dense"))
+    recording = measures.record(own, 4)
+    fired = recording.trains["forward"][0] == 1
+    assert fired.any() and (recording.potentials["forward"][0][fired] == -1).all()
 
 
 def write_run(folder, count: int = 30) -> None:

@@ -1,4 +1,5 @@
 """Parts of one's own, and numbers set later: what simulation and gradient take for granted of them is tried first."""
+import threading
 from dataclasses import replace
 
 import pytest
@@ -368,3 +369,85 @@ def test_a_random_neuron_is_tried_without_its_random_numbers() -> None:
     net, state = network(neuron=Escapes(leak=0.9)), torch.get_rng_state()
     net.bind(torch.rand(2, 6, generator=torch.Generator()))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Coarse(TernaryCouple):
+    """No dataclass, and with a number of its own."""
+
+    def __init__(self, *, share: float) -> None:
+        super().__init__(v_threshold=0.25)
+        object.__setattr__(self, "share", share)
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor, negative: Tensor) -> Tensor:
+        return super().step_(potential, current * self.share, spikes, negative)
+
+
+def test_a_couple_keeps_what_is_its_own() -> None:
+    """Also where it gets the leak of the neurons."""
+    net = network(couple=Coarse(share=0.5), neuron=LIF(leak=0.75))
+    for leak in (0.75, 0.5):
+        net.neuron = LIF(leak=leak)
+        couple = net.bind(torch.rand(2, 6))[0].couple
+        assert type(couple) is Coarse and (couple.share, couple.v_threshold, couple.leak) == (0.5, 0.25, leak)
+
+
+class Flat(LIF):
+    """Writes to a copy of potentials whose layout is not that of their numbers."""
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
+        flat = potential.flatten()
+        flat += current.flatten()
+        torch.ge(potential, self.v_threshold, out=spikes)
+
+
+class Held(LIF):
+    """Forgets at every step, and holds what cannot be copied, and a list of what it saw."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "lock", threading.Lock())
+
+    def step_(self, potential: Tensor, current: Tensor, spikes: Tensor) -> None:
+        potential.copy_(current)
+        torch.ge(potential, self.v_threshold, out=spikes)
+        SEEN.append(len(spikes))
+
+
+SEEN: list[int] = []
+
+
+def test_neurons_are_tried_as_they_are_simulated() -> None:
+    """In the layout of images, and once, whatever they hold."""
+    image = FeedbackSNN(input=synapses.Conv2d(1, 2, 3), neuron=Flat(leak=0.9))
+    with pytest.raises(ValueError, match="a step of Flat leaves the potential as it was"):
+        image(torch.rand(2, 1, 4, 5))
+    net = network(neuron=Held(leak=0.9), time_step=3)
+    for _ in range(2):
+        net(torch.rand(20, 6))
+    assert SEEN[:2] == [13, 13] and SEEN[2:] == [20] * 3 * 3 * 2
+
+
+def test_a_neuron_that_holds_a_parameter() -> None:
+    neuron = LIF(leak=0.9)
+    object.__setattr__(neuron, "gain", nn.Parameter(torch.ones(())))
+    with pytest.raises(ValueError, match="a LIF holds parameters, which would get no gradient"):
+        network(neuron=neuron)(torch.rand(2, 6))
+
+
+@pytest.mark.parametrize("edit, words", [
+    (lambda step: lambda own, u, current, s: (step(own, u, current, s), s.add_(s)), "does not overwrite all spikes"),
+    (lambda step: lambda own, u, current, s: step(own, u, current.mul_(0.5), s), "changes the current that it is")])
+def test_edits_of_the_library_s_neurons(edit, words, monkeypatch) -> None:
+    """As of one who edits their file."""
+    monkeypatch.setattr(LIF, "step_", edit(LIF.step_))
+    with pytest.raises(ValueError, match=words):
+        network(neuron=LIF(leak=0.9), engine="dense")(torch.rand(2, 6))
+
+
+def test_a_step_of_one_neuron_alone() -> None:
+    """The event engine leaves it to the dense one, though an equal neuron is as its numbers say."""
+    neuron = LIF(leak=0.9)
+    network(neuron=LIF(leak=0.9), engine="event")(torch.rand(2, 6))
+    object.__setattr__(neuron, "step_", lambda potential, current, spikes: spikes.copy_(potential.add_(current) > 1e9))
+    with pytest.warns(UserWarning, match="a step of LIF is not what its numbers say"):
+        assert not network(neuron=neuron, engine="event")(torch.rand(2, 6)).any()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modules.neurons import LIBRARY
 from utils.files import replacing
 from utils.pages import number
 
@@ -120,7 +121,8 @@ def raster(trains: Mapping[str, Sequence[Any]]) -> Any:
 
 
 def potentials(recording: Any, network: Any) -> Any:
-    """Membrane potentials, before the reset, of the unit of every layer that sent most backward spikes."""
+    """Membrane potentials, for the library's neurons those before the reset, of one unit of every layer: of those shown
+    the one that sent most backward spikes."""
     trains, most = recording.trains, network.couple.v_threshold
     thresholds = {"forward": [network.neuron.v_threshold], "backward": [most, -most]}
 
@@ -134,7 +136,8 @@ def potentials(recording: Any, network: Any) -> Any:
             step = (spikes == sign).nonzero()[:, 0]
             own.scatter(step + 1, potential[step], s=14, zorder=3, **look)
 
-    return _every_layer(len(trains["forward"]), "potential of a unit, before the reset", draw)
+    known = type(network.neuron) in LIBRARY and type(network.couple) in LIBRARY
+    return _every_layer(len(trains["forward"]), f"potential of a unit{', before the reset' * known}", draw)
 
 
 def energy(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:

@@ -10,7 +10,7 @@ from modules import FeedbackSNN, SpikeStatistics
 from modules.circuit import Circuit
 from modules.engines import Engine, ForwardResult
 from modules.ide import IDE
-from modules.neurons import leak_sum, leak_weights
+from modules.neurons import LIBRARY, leak_sum, leak_weights
 from modules.operations import Counts, Recorder
 from modules.spide import SPIDE
 
@@ -47,19 +47,26 @@ class Call:
 def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor, drive: float,
          loss: Callable[[Tensor, Tensor], Tensor], engine: Engine) -> Call:
     """Pass a batch through the model in the mode that it is in, and ``drive`` times the loss back to the network; a
-    ValueError, if the model does not call the network just once."""
+    ValueError, if the model does not call the network just once, with as many samples, or its loss ignores it."""
     keys, seen, readout = torch.arange(len(inputs), device=inputs.device), [], []
 
-    def cut(module: nn.Module, args: tuple, rates: Tensor) -> Tensor:
-        seen.append((args[0].detach(), rates.detach().requires_grad_()))
+    def keyed(module: nn.Module, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        x = args[0] if args else named["x"]
+        if len(x) != len(inputs):
+            raise ValueError(f"a report is of a FeedbackSNN that gets the samples of a batch, and this model makes "
+                             f"{len(x)} of {len(inputs)}")
+        return args, {**named, "keys": keys}
+
+    def cut(module: nn.Module, args: tuple, named: dict[str, Any], rates: Tensor) -> Tensor:
+        x = args[0] if args else named["x"]
+        seen.append((x.detach().to(rates.dtype), rates.detach().requires_grad_()))
         return seen[-1][1]
 
     def count(module: nn.Linear, args: tuple, output: Tensor) -> None:
         readout.append(output.numel() // len(inputs) * module.in_features)
 
-    hooks = [network.register_forward_pre_hook(lambda module, args, named: (args, {**named, "keys": keys}),
-                                               with_kwargs=True),
-             network.register_forward_hook(cut),
+    hooks = [network.register_forward_pre_hook(keyed, with_kwargs=True),
+             network.register_forward_hook(cut, with_kwargs=True),
              *(m.register_forward_hook(count) for m in {*model.modules()} - {*network.modules()}
                if isinstance(m, nn.Linear))]
     try:
@@ -70,9 +77,12 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
     if len(seen) != 1:
         raise ValueError(f"a report is of a FeedbackSNN that is called once, and this model calls it {len(seen)} times")
     (raw, rates), = seen
+    gradient, = torch.autograd.grad(value, rates, allow_unused=True) if value.requires_grad else (None,)
+    if gradient is None:
+        raise ValueError("a report is of a FeedbackSNN that is trained, and the loss of this model does not depend on "
+                         "its rates")
     circuit, x = network.bind(raw, keys)
-    return Call(circuit, x, engine, engine.simulate_forward(circuit.detached(), x),
-                torch.autograd.grad(value, rates)[0], sum(readout))
+    return Call(circuit, x, engine, engine.simulate_forward(circuit.detached(), x), gradient, sum(readout))
 
 
 class Recording(NamedTuple):
@@ -82,7 +92,7 @@ class Recording(NamedTuple):
     backward: Counts
     # By phase and per layer, of some units of the sample with the largest gradient, (steps, units).
     trains: dict[str, list[Tensor]]
-    potentials: dict[str, list[Tensor]]  # before the reset
+    potentials: dict[str, list[Tensor]]  # before the reset; after the step for neurons of a user's own
 
 
 def record(own: Call, samples: int) -> Recording:
@@ -101,9 +111,10 @@ def record(own: Call, samples: int) -> Recording:
     recorder.simulate_backward(circuit, own.gradient[:samples], found.masks)
     trains, potentials = {}, {}
     for phase, neuron in (("forward", circuit.neuron), ("backward", circuit.couple)):
-        steps = [torch.stack(layer).cpu().unbind(1) for layer in seen[phase]]
+        steps = [torch.stack(layer).cpu().float().unbind(1) for layer in seen[phase]]
         trains[phase] = [spikes for _, spikes in steps]
-        potentials[phase] = [potential / neuron.leak + neuron.quantum * spikes for potential, spikes in steps]
+        potentials[phase] = [potential / neuron.leak + neuron.quantum * spikes if type(neuron) in LIBRARY else
+                             potential for potential, spikes in steps]
     return Recording(recorder.forward, recorder.backward, trains, potentials)
 
 

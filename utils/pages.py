@@ -9,6 +9,10 @@ UNSETTLED = """
 **Warning: layer {} does not settle**: the distance does not fall as steps go on. That happens where the feedback is no
 contraction: restrict its norm (`max_norm`). Without an equilibrium the gradients mean little.
 """
+OWN = """
+**Note: {} is no neuron of the library**: where its rate is another one, the distance does not fall, and the gradients
+below, spiking or exact, are those of an IF or LIF neuron.
+"""
 UNCONVERGED = """
 **Warning: the exact gradient did not converge**: the last sweep still changed it by {} of its size. That happens where
 the feedback is no contraction.
@@ -26,6 +30,7 @@ def page(results: Mapping[str, Any]) -> str:
         "input": "event frames" if network["event_input"] else "constant input",
         "dropout": "with it" if network["dropout"] else "the same, as there is none",
         "others": "".join(f", {name} layers" for name in network["others"]), "optimizer": OPTIMIZER,
+        "own": OWN.format(" and ".join(network["own"])) if network["own"] else "",
         "unsettled": UNSETTLED.format(unsettled) if unsettled else "",
         "unconverged": "" if gradient["converged"] else UNCONVERGED.format(number(gradient["residual"])),
         "rates": table(["layer", "units", "forward rate", "silent", "saturated", "passes gradient", "backward rate",

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules import FeedbackSNN, engines
+from modules.neurons import LIBRARY
 from modules.operations import Recorder
 from utils import curves, energy, figures, measures, pages
 from utils.files import write_atomically
@@ -85,6 +86,8 @@ def write(model: nn.Module, inputs: Tensor, targets: Tensor, folder: str | Path,
                         "time_step_back": network.time_step_back, "event_input": network.event_input,
                         "dropout": any(c.dropout is not None for c in training.circuit.connections),
                         "feedback": network.feedback is not None,
+                        "own": [type(neuron).__name__ for neuron in (network.neuron, network.couple)
+                                if type(neuron) not in LIBRARY],
                         "others": sorted({type(layer).__name__ for layer in others})},
             "how": {"samples": len(inputs), "recorded": tested.forward.samples, "scale_factor": scale_factor,
                     "batch": batch, "engine": engine.name, "device": str(device)},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.circuit import Circuit, Connection
 from modules.engines.interface import BackwardResult, ForwardResult
-from modules.neurons import IF, LIF, TernaryCouple, leak_in, leak_sum
+from modules.neurons import LIBRARY, leak_in, leak_sum
 from modules.synapses import layout
 
 
@@ -31,7 +31,7 @@ class DenseEngine:
         potentials, spikes, counts = ([_zeros(c, batch, x) for c in feedforward] for _ in range(3))
         traces = counts if leak == 1 else [_zeros(c, batch, x) for c in feedforward]
 
-        given = _unchanged if type(neuron) in (IF, LIF) else Tensor.clone
+        given = _unchanged if type(neuron) in LIBRARY else Tensor.clone
         outside = itertools.chain.from_iterable(circuit.input_currents(x))
         for input_current in outside if circuit.event_input else itertools.repeat(next(outside), circuit.time_step):
             for layer, connection in enumerate(feedforward):
@@ -61,7 +61,7 @@ class DenseEngine:
         gates = circuit.gates([mask.to(gradient.dtype) * (couple.quantum / circuit.neuron.quantum) for mask in masks])
         fired = torch.zeros(len(feedforward), dtype=torch.float64, device=gradient.device)
 
-        given, last = _unchanged if type(couple) is TernaryCouple else Tensor.clone, len(feedforward) - 1
+        given, last = _unchanged if type(couple) in LIBRARY else Tensor.clone, len(feedforward) - 1
         for _ in range(circuit.time_step_back):
             for layer in range(last, -1, -1):
                 if layer < last:

@@ -18,7 +18,7 @@ from modules.engines import routes
 from modules.engines.dense import DENSE
 from modules.engines.interface import BackwardResult, ForwardResult
 from modules.engines.routes import Route, route
-from modules.neurons import IF, LIF, TernaryCouple, leak_in, leak_sum
+from modules.neurons import LIBRARY, LIF, TernaryCouple, leak_in, leak_sum
 from modules.notices import warn_once
 from modules.synapses import Shape
 
@@ -130,10 +130,10 @@ def missing(library: str, module: str) -> str | None:
 
 def obstacle(circuit: Circuit) -> str | None:
     """What in a circuit no ring engine simulates, in words, or None: neurons and synapses that it does not know."""
-    for neuron, known in ((circuit.neuron, (IF, LIF)), (circuit.couple, (TernaryCouple,))):
-        if type(neuron) not in known:
+    for neuron in (circuit.neuron, circuit.couple):
+        if type(neuron) not in LIBRARY:
             return f"it does not know neurons of type {type(neuron).__name__}"
-        if not _as_numbered(neuron, type(neuron).step_):
+        if "step_" in vars(neuron) or not _as_numbered(neuron, type(neuron).step_):
             return f"a step of {type(neuron).__name__} is not what its numbers say"
     for c in circuit.feedforward:
         if len(c.output_shape) not in (1, 3):
