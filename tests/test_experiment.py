@@ -302,6 +302,47 @@ def test_flags_that_exclude_each_other(tmp_path) -> None:
     assert experiment.arguments(["--resume", str(tmp_path / "checkpoint.pth.tar")]).brighter == 1.5
     with pytest.raises(SystemExit):
         experiment.arguments(["--brighter", "1.5", "--darker", "2"])
+    resumed = experiment._parse(["--resume", str(tmp_path / "checkpoint.pth.tar"), "--darker", "2"])
+    assert (resumed.args.brighter, resumed.args.darker) == (None, 2.0)
+    assert resumed.remarks == ("changed: --brighter was 1.5 and is now None",
+                               "changed: --darker was None and is now 2.0")
+
+
+def test_flags_of_every_kind(tmp_path) -> None:
+    """What argparse makes is given, stored, taken over and refused, whatever it is called and made of."""
+    def truth(text: str) -> bool:
+        return {"yes": True, "no": False}[text]
+
+    def add(parser) -> None:
+        parser.add_argument("-k", type=int, default=1, experiment=True)
+        parser.add_argument("--tag", action="append", default=[])
+        parser.add_argument("--more", action="extend", nargs="+", type=int, default=[])
+        parser.add_argument("--loud", action="count", default=0)
+        parser.add_argument("--crops", nargs="*", choices=("flip", "crop"), default=[])
+        parser.add_argument("--grey", type=truth, default=True)
+        parser.add_argument("--sizes", type=lambda text: [*map(int, text.split(","))], default=[1, 2])
+        for word in ("fast", "slow"):
+            parser.add_argument(f"--{word}", dest="pace", action="store_const", const=word, default="slow")
+        inner = parser.add_argument_group("light").add_mutually_exclusive_group()
+        inner.add_argument("--a_b", type=int, default=0, must=("not be negative, but is", lambda value: value >= 0))
+        parser.add_argument("place", nargs="?", default="here")
+
+    experiment, file = replace(small(), flags=[*small().flags, add]), str(tmp_path / "checkpoint.pth.tar")
+    flags = ("-k 5 --tag x --tag y --more 1 2 --more 3 --loud --loud --crops flip crop --grey no --sizes 3,4 --fast "
+             "--a-b 3 there").split()
+    expected = {"k": 5, "tag": ["x", "y"], "more": [1, 2, 3], "loud": 2, "crops": ["flip", "crop"], "grey": False,
+                "sizes": [3, 4], "pace": "fast", "a_b": 3, "place": "there"}
+    own = vars(experiment.arguments())
+    assert [own[name] for name in expected] == [1, [], [], 0, [], True, [1, 2], "slow", 0, "here"]
+    experiment.main([*flags, "--max-iters", "1", "-c", str(tmp_path)])
+    for args in (experiment.arguments(flags), experiment.arguments(["--resume", file])):
+        assert {name: getattr(args, name) for name in expected} == expected
+    with pytest.raises(UserError, match=r"with another -k .* \(-k was 5 and is now 6\)"):
+        experiment.arguments(["--resume", file, "-k", "6"])
+    with pytest.raises(UserError, match="--a_b must not be negative, but is -1"):
+        experiment.arguments(["--a-b=-1"])
+    with pytest.raises(ValueError, match="the script gives 'own' the value 3, which is no flag"):
+        replace(small(), flags=[*small().flags, lambda parser: parser.set_defaults(own=3)]).arguments()
 
 
 @pytest.mark.parametrize("flags", [
@@ -315,6 +356,8 @@ def test_values_out_of_range(flags: str) -> None:
         small().arguments(flags.split())
     with pytest.raises(UserError, match="--start-epoch 2 is not among the 2 of --epochs"):
         small().arguments(["--start-epoch", "2"])
+    with pytest.raises(UserError, match="the learning rate in effect, is 1e.299, which float32 does not hold"):
+        small().arguments(["--scale_factor", "1e-300"])
 
 
 def test_values_at_the_ends_of_their_range() -> None:

@@ -301,7 +301,7 @@ def test_rows_of_a_run_that_is_writing(tmp_path, monkeypatch) -> None:
         refused(f"line 2, .*KeyError: '{name}'")
     (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]))  # as an editor leaves it
     assert metrics.read(tmp_path) == rows[:1]
-    metrics.cut(tmp_path, tmp_path, iteration=9, evaluated=True)
+    metrics.cut(tmp_path, tmp_path, finished=0, running=True, iteration=9, evaluated=True)
     assert (tmp_path / "metrics.jsonl").read_text() == json.dumps(rows[0]) + "\n"
     refused("nowhere/a.png cannot be used", "--output", str(tmp_path / "nowhere" / "a.png"))
     refused("2", "--output", str(tmp_path / "a.pdf"))

@@ -103,11 +103,11 @@ def test_metrics_up_to_where_a_run_goes_on(tmp_path) -> None:
             (("train", 2), ("train", 3), ("test", 3), ("train", 4))]
     folder = tmp_path / "other"
     folder.mkdir()
-    metrics.cut(tmp_path, folder, iteration=3, evaluated=True)
+    metrics.cut(tmp_path, folder, finished=0, running=True, iteration=3, evaluated=True)
     assert list(folder.iterdir()) == []
     metrics.append(tmp_path, rows, lasting=False)
     for iteration, evaluated, count in ((3, True, 3), (3, False, 2), (2, True, 1), (1, True, 0)):
-        metrics.cut(tmp_path, folder, iteration=iteration, evaluated=evaluated)
+        metrics.cut(tmp_path, folder, finished=0, running=True, iteration=iteration, evaluated=evaluated)
         assert metrics.read(folder) == rows[:count]
     assert metrics.read(tmp_path) == rows
 

@@ -430,7 +430,7 @@ def test_rows_are_neither_double_nor_torn(tmp_path) -> None:
     train("-c", whole, "--log-every", 2, "--epochs", 3)
     train("-c", parts, "--log-every", 2, "--epochs", 3, "--max-iters", 5)
     file = parts / "metrics.jsonl"
-    later = json.dumps(metrics.read(parts)[0] | {"iteration": 6}).encode()
+    later = json.dumps(metrics.read(parts)[0] | {"epoch": 2, "iteration": 6}).encode()
     file.write_bytes(file.read_bytes() + later + b"\n" + later[:20])
     train("-c", parts, "--resume", "auto")
     found = without_seconds(parts)

@@ -309,7 +309,7 @@ def test_a_new_run_begins_at_the_epoch_that_it_is_told(tmp_path, capsys) -> None
     state = stored(tmp_path)
     assert (state["epoch"], state["batch"], state["iteration"]) == (1, 2, 5)
     assert read_log(tmp_path)[0][0] == pytest.approx(0.01)
-    assert "note: 0 of the 1 epochs before have a row in log.txt" in capsys.readouterr().out
+    assert "note: log.txt has rows of 0 of 1 epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -323,6 +323,18 @@ def test_flags_that_change_nothing_are_named(tmp_path, capsys, flags, words) -> 
     """And those that change something are not; a value that nobody gave is not spoken of."""
     train("-c", tmp_path, "--dry-run", *flags)
     assert [line for line in capsys.readouterr().out.splitlines() if "counts only" in line] == [f"note: {words}"]
+
+
+def test_an_epoch_that_is_gone_back_to(tmp_path, capsys) -> None:
+    """With another batch size too: rows of finished epochs stay, once; the origin is told as it is."""
+    train("-c", tmp_path, "--epochs", 3)
+    train("-c", tmp_path, "--epochs", 3, "--resume", "auto", "--train-batch", 4, "--override", "--start-epoch", 1)
+    assert "checkpoint.pth.tar; begins as if after epoch 1, iteration 6\n" in capsys.readouterr().out
+    tests = [(row["epoch"], row["iteration"]) for row in metrics.read(tmp_path) if row["phase"] == "test"]
+    assert tests == [(1, 3), (2, 12), (3, 18)]
+    found = sentence("-c", tmp_path / "other", "--start-epoch", 1, "--max-iters", 3)
+    assert "--max-iters 3 ends before --start-epoch 1 begins, after 3 iterations" in found
+    assert not (tmp_path / "other").exists()
 
 
 def test_summary(tmp_path) -> None:

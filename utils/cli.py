@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -86,21 +86,32 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument_group(self, *arguments: Any, **settings: Any) -> argparse._ArgumentGroup:
         """A group of flags under a title of its own in the help, which adds flags as the parser does."""
-        group = super().add_argument_group(*arguments, **settings)
-        group.add_argument = partial(self.add_argument, group=group)
+        return self._adding(super().add_argument_group(*arguments, **settings))
+
+    def add_mutually_exclusive_group(self, **settings: Any) -> argparse._MutuallyExclusiveGroup:
+        """A group of flags of which a command line gives one at most, which displaces a stored one of another."""
+        return self._adding(super().add_mutually_exclusive_group(**settings))
+
+    def _adding(self, group: argparse._ArgumentGroup) -> Any:
+        """A group, and exclusive groups within it, that add flags as the parser does."""
+        group.add_argument, exclusive = partial(self.add_argument, group=group), group.add_mutually_exclusive_group
+        group.add_mutually_exclusive_group = lambda **settings: self._adding(exclusive(**settings))
         return group
 
     @property
     def flags(self) -> dict[str, argparse.Action]:
-        """The flags by destination, without ``--help``, each with what :meth:`add_argument` says of it to a run."""
-        flags = {action.dest: action for action in self._actions if not isinstance(action, argparse._HelpAction)}
-        for flag in flags.values():  # argparse's other ways to add one, such as to an exclusive group, say nothing
-            vars(flag).update({"experiment": False, "stored": True, "must": None, "counts": None} | vars(flag))
-        return flags
+        """The flags by destination, without ``--help``."""
+        return {action.dest: action for action in self._actions if not isinstance(action, argparse._HelpAction)}
+
+    def rivals(self, names: Iterable[str]) -> set[str]:
+        """The flags that some exclude, by destination."""
+        groups = [{flag.dest for flag in group._group_actions} for group in self._mutually_exclusive_groups]
+        return set().union(*(group for group in groups if group.intersection(names))).difference(names)
 
     def spelling(self, name: str) -> str:
         """How messages call the flag of a destination: by the first long name that it was given."""
-        return next(s for s in self.flags[name].option_strings if s.startswith("--"))
+        spellings = [*self.flags[name].option_strings, name]
+        return next((s for s in spellings if s.startswith("--")), spellings[0])
 
 
 def path(text: str) -> str:
@@ -124,12 +135,14 @@ def add_shared_flags(parser: Parser, datasets: Sequence[str]) -> None:
     add("-d", "--dataset", choices=datasets, default=FROM_SCRIPT, experiment=True, help="which data to train on")
     add("--path", type=path, default="./data/raw", help="folder of the data; downloads go there")
     add("-j", "--workers", type=int, must=AT_LEAST_0, default=4, help="processes that load data, 0 for none")
-    once("--test-limit", type=int, must=AT_LEAST_1, metavar="N", help="evaluate on N test samples only, evenly spread")
+    once("--test-limit", type=int, must=AT_LEAST_1, metavar="N", help="evaluate on N test samples only, evenly spread",
+         counts=("without --export", lambda args: not args.export))
 
     add, once = group("optimisation")
     add("--epochs", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, help="passes over the training data")
     once("--start-epoch", type=int, must=AT_LEAST_0, help="begin at this epoch (from 0), not where a run stopped")
-    once("--max-iters", type=int, must=AT_LEAST_1, metavar="N", help="stop after N iterations in all, evaluate, save")
+    once("--max-iters", type=int, must=AT_LEAST_1, metavar="N", help="stop after N iterations in all, evaluate, save",
+         counts=("in training", lambda args: not (args.evaluate or args.export)))
     add("--train-batch", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, experiment=True,
         help="samples in a training batch")
     add("--test-batch", type=int, must=AT_LEAST_1, default=FROM_SCRIPT, help="samples in a test batch")
@@ -186,8 +199,8 @@ class Invocation:
     seed: int  # the user's, or one that was drawn
     usual_drive: float  # the experiment's own scale_factor / train_batch
     stored: Stored | None = field(default=None, repr=False)  # the checkpoint to go on from
-    changes: tuple[str, ...] = ()  # sentences on stored arguments that the command line, or the script, changes
-    idle: tuple[str, ...] = ()  # sentences on flags of the command line that change nothing
+    # Sentences on stored arguments that the command line or the script changes, and on flags that change nothing.
+    remarks: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of the script, for the data set
 
 
@@ -205,7 +218,7 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
         ValueError: the script's defaults name no flag, leave one out, or have no value of one.
     """
     bare = make_parser(add_help=False)  # with the flags' own defaults
-    given = _given(bare, argv)
+    given = _given(make_parser(add_help=False), argv)
 
     def parser_for(dataset: str | None) -> Parser:
         parser = make_parser()
@@ -224,13 +237,15 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     kept = _kept(bare, found) if found else {}
     if args.new_readout:  # another run, of which the file says what the network is, and no more
         kept = {name: value for name, value in kept.items() if name not in bare.shared}
+    displaced = {name: kept.pop(name) for name in bare.rivals(given) & kept.keys()}
     parser = parser_for({"dataset": dataset, **kept, **given}["dataset"])
     args = Arguments({**vars(parser.parse_args(argv)), **kept, **given})
     _check(parser, args, bare)
 
-    changed = [name for name in sorted(given.keys() & kept) if kept[name] != given[name]]
-    changes = tuple(f"{parser.spelling(name)} was {_show(kept[name])} and is now {_show(given[name])}"
-                    for name in changed)
+    before = {**kept, **displaced}
+    changed = [name for name in sorted(before) if before[name] != getattr(args, name)]
+    changes = [f"{parser.spelling(name)} was {_show(before[name])} and is now {_show(getattr(args, name))}"
+               for name in changed]
     another = [parser.spelling(name) for name in changed if parser.flags[name].experiment]
     if another and not (args.override or args.evaluate or args.new_readout):
         raise UserError(f"with another {' and '.join(another)} this would not be the experiment that {found.path} is "
@@ -250,15 +265,16 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
     if args.export and (args.evaluate or args.report or args.dry_run):
         raise UserError("--export only writes a file, so it goes with none of --evaluate, --report and --dry-run")
     usual = {**defaults, **dataset_defaults[args.dataset]}
-    before = found.contents.get("defaults") if found else None
-    if isinstance(before, dict):  # whoever edited a default may expect it to count
+    former = found.contents.get("defaults") if found else None
+    if isinstance(former, dict):  # whoever edited a default may expect it to count
         edited = [name for name in sorted(usual.keys() & kept.keys() - given.keys())
-                  if _show(before.get(name)) != _show(usual[name]) and kept[name] != usual[name]]
-        changes += tuple(f"the script's default of {parser.spelling(name)} is now {_show(usual[name])}, but the "
-                         f"checkpoint's {_show(kept[name])} counts" for name in edited)
+                  if _show(former.get(name)) != _show(usual[name]) and kept[name] != usual[name]]
+        changes += [f"the script's default of {parser.spelling(name)} is now {_show(usual[name])}, but the "
+                    f"checkpoint's {_show(kept[name])} counts" for name in edited]
     conditions = [(name, *parser.flags[name].counts) for name in sorted(given) if parser.flags[name].counts]
-    idle = tuple(f"{parser.spelling(name)} counts only {words}" for name, words, holds in conditions if not holds(args))
-    return Invocation(args=args, folder=folder, stored=found, changes=changes, idle=idle,
+    idle = [f"{parser.spelling(name)} counts only {words}" for name, words, holds in conditions if not holds(args)]
+    return Invocation(args=args, folder=folder, stored=found,
+                      remarks=(*(f"changed: {change}" for change in changes), *(f"note: {flag}" for flag in idle)),
                       defaults={name: value for name, value in usual.items() if _plain(value)},
                       seed=secrets.randbelow(2**31) if args.manualSeed is None else args.manualSeed,
                       usual_drive=usual["scale_factor"] / usual["train_batch"])
@@ -278,11 +294,11 @@ def _spellings(name: str) -> tuple[str, ...]:
 
 
 def _given(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
-    """The values that are on the command line, by destination."""
-    missing = object()
-    probe = argparse.Namespace(**dict.fromkeys(parser.flags, missing))
-    known = vars(parser.parse_known_args(argv, probe)[0])
-    return {name: value for name, value in known.items() if value is not missing}
+    """The values that are on the command line, by destination; the parser is of no other use then."""
+    for flag in parser._actions:
+        flag.default = argparse.SUPPRESS
+    parser._defaults.clear()
+    return vars(parser.parse_known_args(argv)[0])
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -311,19 +327,25 @@ def _kept(parser: Parser, found: Stored) -> dict[str, Any]:
 
 
 def _fits(flag: argparse.Action, value: Any) -> bool:
-    """Whether a command line could give the flag, with its own default, this value, or leave it at None."""
-    switch, several = flag.nargs == 0, flag.nargs not in (None, 0, "?")
-    kind = {int: int, float: (int, float), None: str, path: str}.get(flag.type, object)
-    fits = value is None is flag.default or isinstance(value, list) == several and all(
-        isinstance(item, int) if switch else isinstance(item, kind) and not isinstance(item, bool)
+    """Whether a command line could give the flag, with its own default, this value, or leave it at None. What a
+    script's own function makes of a text, and constants of its own, may be anything."""
+    if value is None:
+        return flag.default is None
+    if flag.nargs == 0:
+        return isinstance(value, int) or not isinstance(flag.const, (bool, type(None)))
+    several = flag.nargs not in (None, "?") or isinstance(flag, argparse._AppendAction)
+    kind = {int: int, float: (int, float), None: (str, list), path: str}.get(flag.type)
+    return kind is None or isinstance(value, list) == several and all(
+        isinstance(item, kind) and not isinstance(item, bool) and (not flag.choices or item in flag.choices)
         for item in (value if several else [value]))
-    return fits and (not flag.choices or value is None or value in flag.choices)
 
 
 def _check(parser: Parser, args: argparse.Namespace, bare: Parser) -> None:
     """Refuse values out of range, by UserError; by ValueError and TypeError, as faults of the script, values of another
     kind, None where the flag's own default in ``bare`` is another, and what no checkpoint could hold."""
     for name, value in vars(args).items():
+        if name not in parser.flags:
+            raise ValueError(f"the script gives '{name}' the value {value!r}, which is no flag")
         if not _plain(value):
             raise TypeError(f"{parser.spelling(name)} makes {value!r}, but a value of a flag has to be a number, a "
                             "text or a list of those, as it is stored in checkpoints")
@@ -334,6 +356,8 @@ def _check(parser: Parser, args: argparse.Namespace, bare: Parser) -> None:
             words, holds = must
             if not holds(value):
                 raise UserError(f"{parser.spelling(name)} must {words} {_show(value)}")
+    if not (rate := args.lr / args.scale_factor) < 3e38:
+        raise UserError(f"--lr / --scale_factor, the learning rate in effect, is {rate:g}, which float32 does not hold")
     for check in parser.checks:
         try:
             check(args)

@@ -87,8 +87,8 @@ class Experiment:
         args, seed, found = invocation.args, invocation.seed, invocation.stored
         if args.export:
             if world.leads:
-                for change in invocation.changes:
-                    say(f"changed: {change}")
+                for remark in invocation.remarks:
+                    say(remark)
                 self._export(args, found)
             return
         device = choose_device(args.gpu_id, world.size)
@@ -108,6 +108,9 @@ class Experiment:
                 run.resume(found)
         if args.start_epoch is not None:
             run.start_at(args.start_epoch)
+            if run.trained:
+                raise UserError(f"--max-iters {args.max_iters} ends before --start-epoch {args.start_epoch} begins, "
+                                f"after {run.state.iteration} iterations: give more of them")
         say(summary(run, invocation))
         if args.dry_run:
             check_data(run)
@@ -216,8 +219,12 @@ def summary(run: Run, invocation: Invocation) -> str:
     args, model, state, stored, usual = run.args, run.model, run.state, invocation.stored, invocation.usual_drive
     batch = min(args.train_batch, len(run.train_loader.dataset))
     drive = args.scale_factor / batch
-    origin = (f"; the network of {stored.path}" if args.new_readout else
-              f"; resumed {stored.path} after epoch {state.epoch}, iteration {state.iteration}" if stored else "")
+    origin = f"; the network of {stored.path}" if args.new_readout else f"; resumed {stored.path}" if stored else ""
+    place = f"after epoch {state.epoch}, iteration {state.iteration}"
+    if args.start_epoch is not None:
+        origin += f"; begins as if {place}"
+    elif stored and not args.new_readout:
+        origin += f" {place}"
     lines = [
         f"network    {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{model.num_neurons:,} neurons, {model.num_classes} classes",
@@ -229,8 +236,7 @@ def summary(run: Run, invocation: Invocation) -> str:
         "backward network",
         f"run        folder {run.folder}, seed {run.seed}{origin}",
         "arguments  " + " ".join(f"{name}={value}" for name, value in sorted(vars(args).items())),
-        *(f"changed: {change}" for change in invocation.changes),
-        *(f"note: {sentence}" for sentence in invocation.idle),
+        *invocation.remarks,
     ]
     if abs(drive / usual - 1) > 0.01:
         lines.append(f"note: scale_factor / batch is {drive:.4g} instead of this experiment's {usual:.4g}, so backward "

@@ -44,7 +44,7 @@ def arrange(run: Run, found: Stored | None) -> None:
             _begin_without_best(run, folder)
         if len(read_log(folder)) < len(state.history):  # killed before the log was written
             write_log(folder, state.history)
-        metrics.cut(folder, folder, iteration=state.iteration, evaluated=state.evaluated)
+        _cut_metrics(state, folder, folder)
 
 
 def _is_later(folder: Path, found: Stored, state: RunState) -> bool:
@@ -86,10 +86,16 @@ def _restore(run: Run, source: Path) -> None:
     else:
         (folder / BEST).unlink(missing_ok=True)
         _begin_without_best(run, source)
-    metrics.cut(source, folder, iteration=state.iteration, evaluated=state.evaluated)
+    _cut_metrics(state, source, folder)
     for name in (LOG, PLOT):
         (folder / name).unlink(missing_ok=True)
     run.write(rows=state.history or None)  # by this process alone: the others have no sums yet
+
+
+def _cut_metrics(state: RunState, source: Path, folder: Path) -> None:
+    """Write the rows of metrics that a run had when it stood at a state."""
+    metrics.cut(source, folder, finished=state.epoch, running=state.batch > 0, iteration=state.iteration,
+                evaluated=state.evaluated)
 
 
 def _best_in(folder: Path) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 A row is appended as a whole. What a killed run wrote beyond its last checkpoint, or half, is cut off when it goes on.
 """
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,7 @@ def _lines(folder: Path) -> list[tuple[str, bytes]]:
     unless it ends as a row does: some editors leave the last newline out."""
     path = folder / NAME
     *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    lines += [rest] * rest.endswith(b"}")
+    lines += [rest] * rest.rstrip().endswith(b"}")
     return [(f"{path}, line {number},", line) for number, line in enumerate(lines, start=1)]
 
 
@@ -62,8 +63,9 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
-def cut(source: Path, folder: Path, *, iteration: int, evaluated: bool) -> None:
-    """Make the file in ``folder`` the rows of the one in ``source``, up to an iteration and the evaluation after it.
+def cut(source: Path, folder: Path, *, finished: int, running: bool, iteration: int, evaluated: bool) -> None:
+    """Make the file in ``folder`` the rows of the one in ``source``: those of so many finished epochs, and, if another
+    is ``running``, of that those up to an iteration and the evaluation after it.
 
     Rows of one's own stay, if they have an iteration; a line that is no row is left out, with a warning.
     """
@@ -71,7 +73,9 @@ def cut(source: Path, folder: Path, *, iteration: int, evaluated: bool) -> None:
     for place, line in _lines(source):
         try:
             row = json.loads(line)
-            early, now = row["iteration"] < iteration, row["iteration"] == iteration
+            within = "epoch" not in row or row["epoch"] <= finished + running
+            early = row.get("epoch", math.inf) <= finished or within and row["iteration"] < iteration
+            now = within and row["iteration"] == iteration
         except (ValueError, KeyError, TypeError, RecursionError):
             say(f"warning: {place} is no row of metrics, and is left out")
             continue

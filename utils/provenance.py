@@ -37,7 +37,7 @@ def _places(folder: Path) -> list[dict[str, Any]]:
     try:
         stored = json.loads((folder / "args.json").read_text())
         return [*stored.get("earlier", []), {name: stored.get(name) for name in WHERE}]
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return []
 
 

@@ -209,9 +209,9 @@ class Run:
     def start_at(self, epoch: int) -> None:
         """Go to the beginning of an epoch, from 0; what is known of those before it stays."""
         state = self.state
-        if len(state.history) < epoch:
-            say(f"note: {len(state.history)} of the {epoch} epochs before have a row in log.txt, so a row's number is "
-                "not that of its epoch")
+        if len(state.history) < max(epoch, state.epoch):
+            say(f"note: log.txt has rows of {len(state.history)} of {max(epoch, state.epoch)} epochs, so the number of "
+                "a row is not that of its epoch")
         self.state = RunState(epoch=epoch, iteration=epoch * len(self.train_loader), best_acc=state.best_acc,
                               best_of=state.best_of, history=state.history[:epoch], warned=state.warned)
 
