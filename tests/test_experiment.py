@@ -17,7 +17,7 @@ import cifar_alexnetf
 import cifar_cifarnetf
 import dvs_cifar_convnetf
 import mnist_lenet
-from models import dynamics
+from models import LeNet, dynamics
 from tests.small import IMAGES, LABELS, made, small
 from utils import distributed, provenance
 from utils.cli import Arguments
@@ -233,6 +233,24 @@ def test_a_fault_shows_its_traceback(kind: type, tmp_path) -> None:
     for workers in "01":
         with pytest.raises(kind, match="a bug"):
             small(build_data=lambda args: (data, data, None)).main([*flags, "-j", workers])
+
+
+def test_a_fault_of_a_network_that_is_loaded(tmp_path) -> None:
+    """The file is not accused of what the network's own methods make of it."""
+    class Counts(LeNet):
+        def get_extra_state(self):
+            return {"calls": 1}
+
+        def set_extra_state(self, state) -> None:
+            self.calls = state["cals"]
+
+    def build_model(args):
+        return Counts(widths=(2, 3, 8), image_size=8, num_classes=3, dropout=args.drop, **dynamics.of(args))
+
+    flags = ["-c", str(tmp_path), "--max-iters", "1"]
+    small(build_model=build_model).main(flags)
+    with pytest.raises(KeyError, match="cals"):
+        small(build_model=build_model).main([*flags, "--resume", "auto"])
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

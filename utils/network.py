@@ -1,5 +1,7 @@
 """What a run asks of the network that a script builds, and how a file holds its weights."""
 import argparse
+import sysconfig
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,12 +49,17 @@ def network_state(model: nn.Module, args: argparse.Namespace, seed: int) -> dict
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Context in which what a checkpoint holds, which may be anything, is a UserError where it cannot be used."""
+    """Context in which what a checkpoint holds, which may be anything, is a UserError where it cannot be used; but not
+    what goes wrong in a network's own methods, which a researcher is editing."""
     try:
         yield
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        ours = [str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))]
+        if not all(frame.f_code.co_filename.startswith((*ours, "<")) for frame, _ in traceback.walk_tb(
+                error.__traceback__)):
+            raise
         raise UserError(f"{path} does not hold the state of a run ({type(error).__name__}: "
                         f"{str(error).splitlines()[0]}): resume from another file") from error
 
