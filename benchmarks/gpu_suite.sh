@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one call of under ten minutes: the trial of the CUDA engine in each precision,
-# agreement of the precisions, milliseconds and memory for all four networks against dense and compiled dense, some
+# agreement of the precisions, seconds and memory for all four networks against dense, of two of them compiled too, some
 # hundred iterations of training, and which of the goals are reached. Where the trial fails, nothing is measured.
 #
 #     benchmarks/gpu_suite.sh [DATA] [OUTPUT]      DATA: folder with CIFAR-10, noise and digits without it

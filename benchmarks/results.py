@@ -111,7 +111,8 @@ def _run(folder: Path) -> tuple[str, dict[str, Any]]:
         "epochs": f"{number(rows[-1]['iteration'] / epoch)} of {how['arguments']['epochs']}",
         "last": accuracy[-1], "best": max(accuracy), "time": statistics.median(seconds) * epoch,
         "how": "; then ".join(f"{place['device']}, PyTorch {place['versions']['torch']}"
-                              + (f", commit {place['git']['commit'][:7]}" if place["git"] else "")
+                              + (f", commit {place['git']['commit'][:7]}{', with changes' * place['git']['dirty']}"
+                                 if place["git"] else "")
                               for place in (*how.get("earlier", []), how))}
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.speed --model alexnetf --batch 16 --engines dense event event+ide [--path DATA] [--resume FILE]
     python -m benchmarks.speed --model alexnetf --batch 128 --device cuda --engines dense cuda:tf32 cuda:bf16
 
-Images are real where --path has them (MNIST, CIFAR-10, converted CIFAR10-DVS), otherwise noise, which is said. Flags of
-the model's script may follow, as -t 8; with --path, --test-limit N adds accuracy and loss on N test images. Where the
-engines named are enough for it, the goals of the CUDA engine follow, and whether the figures reach them.
+Images are real with --path (MNIST, CIFAR-10, converted CIFAR10-DVS), noise without, which is said. Flags of the model's
+script may follow, as -t 8; with --path, --test-limit N adds accuracy and loss on N test images. Where the engines named
+are enough for it, the goals of the CUDA engine follow, and whether the figures reach them.
 
 What the benchmarks share stands here too: a clock, the machine in words.
 """

@@ -1,1 +1,1 @@
-"""Datasets, their transforms and their order."""
+"""Datasets and their transforms."""

@@ -775,7 +775,7 @@ def test_a_folder_that_may_not_be_written_to_any_more_can_be_left(tmp_path, monk
 @pytest.mark.parametrize("changes, words", [
     ({"arguments": {"lr": None}}, "holds None for --lr"),
     ({"arguments": {"workers": None}}, "holds None for --workers"),
-    ({"epoch": math.inf}, "OverflowError"), ({"best_acc": math.nan}, "an accuracy is not a number"),
+    ({"epoch": math.inf}, "OverflowError"), ({"best_acc": math.nan}, "nan is not at least -1"),
     ({"history": [["a"] * 8]}, "could not convert string")])
 def test_values_that_no_run_can_have(folder, changes, words) -> None:
     """They are refused with the name of the file, not as a fault of the script or of the loop."""

@@ -1,6 +1,5 @@
 """A run: what it is made of and how far it has come, written to a checkpoint and read from it side by side."""
 import argparse
-import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,24 +49,18 @@ class RunState:
     @classmethod
     def from_state_dict(cls, stored: Mapping[str, Any], device: torch.device) -> "RunState":
         """The state that :meth:`state_dict` returned; an epoch alone, as in a published checkpoint, will do."""
-        kinds = {"epoch": _count, "batch": _count, "iteration": _count, "evaluated": bool, "best_acc": _accuracy,
-                 "best_of": _count, "meters": partial(Meters, device=device), "window": partial(Meters, device=device),
+        count, meters = partial(_at_least, 0, int), partial(Meters, device=device)
+        kinds = {"epoch": count, "batch": count, "iteration": count, "evaluated": bool,
+                 "best_acc": partial(_at_least, -1.0, float), "best_of": count, "meters": meters, "window": meters,
                  "history": lambda rows: [list(map(float, row)) for row in rows], "warned": list}
         return cls(**{name: kind(stored[name]) for name, kind in kinds.items() if name in stored})
 
 
-def _count(stored: Any) -> int:
-    """A stored number of things; ValueError for one that is negative."""
-    if (number := int(stored)) < 0:
-        raise ValueError(f"{number} is negative")
+def _at_least(least: float, kind: type, stored: Any) -> Any:
+    """A stored number; ValueError for one below ``least``, and for NaN, which no later accuracy would exceed."""
+    if not (number := kind(stored)) >= least:
+        raise ValueError(f"{number} is not at least {least}")
     return number
-
-
-def _accuracy(stored: Any) -> float:
-    """A stored accuracy; ValueError for NaN, which no later one would exceed."""
-    if math.isnan(accuracy := float(stored)):
-        raise ValueError("an accuracy is not a number")
-    return accuracy
 
 
 @dataclass

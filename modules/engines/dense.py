@@ -31,7 +31,8 @@ class DenseEngine:
         potentials, spikes, counts = ([_zeros(c, batch, x) for c in feedforward] for _ in range(3))
         traces = counts if leak == 1 else [_zeros(c, batch, x) for c in feedforward]
 
-        given = _unchanged if type(neuron) in LIBRARY else Tensor.clone
+        # The same tensor at every step: a neuron of a user's own, which may change it, gets a copy.
+        given = Tensor.clone if type(neuron) not in LIBRARY else lambda current: current
         outside = itertools.chain.from_iterable(circuit.input_currents(x))
         for input_current in outside if circuit.event_input else itertools.repeat(next(outside), circuit.time_step):
             for layer, connection in enumerate(feedforward):
@@ -61,7 +62,8 @@ class DenseEngine:
         gates = circuit.gates([mask.to(gradient.dtype) * (couple.quantum / circuit.neuron.quantum) for mask in masks])
         fired = torch.zeros(len(feedforward), dtype=torch.float64, device=gradient.device)
 
-        given, last = _unchanged if type(couple) in LIBRARY else Tensor.clone, len(feedforward) - 1
+        given = Tensor.clone if type(couple) not in LIBRARY else lambda current: current  # as in the forward one
+        last = len(feedforward) - 1
         for _ in range(circuit.time_step_back):
             for layer in range(last, -1, -1):
                 if layer < last:
@@ -75,11 +77,6 @@ class DenseEngine:
 
         norm = leak_sum(circuit.time_step_back, leak) / couple.quantum
         return BackwardResult(betas=[trace / norm for trace in traces], fired=fired)
-
-
-def _unchanged(current: Tensor) -> Tensor:
-    """What is handed to the library's neurons, at every step anew; others, which may change it, get a copy."""
-    return current
 
 
 def _zeros(connection: Connection, batch: int, like: Tensor) -> Tensor:

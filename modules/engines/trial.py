@@ -1,10 +1,10 @@
-"""The trial of a fast engine on a device: small networks, spike by spike against the dense engine.
+"""The trial of a fast engine on a device: small networks, every unit's number of spikes against the dense engine's.
 
     python -m modules.engines.trial [ENGINE] [--device DEVICE]
 
 Prints each case with its verdict and its time; exits with status 1 if one failed. The networks use every kind of
 kernel. Weights, inputs and gradients are multiples of a power of two, so that sums are exact in whatever order: one
-spike that differs is a fault. This file stands above the engines, as it builds networks: they ask it when first used.
+spike more or fewer is a fault. This file stands above the engines, as it builds networks: they ask it when first used.
 """
 import argparse
 import copy
