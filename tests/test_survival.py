@@ -220,7 +220,9 @@ def test_folder_removed_while_training(tmp_path) -> None:
         process.send_signal(signal.SIGCONT)
         while not (folder / "checkpoint.pth.tar").exists():
             time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
         assert f"is in use by process {process.pid} on " in run(*LENET, "-c", folder).stderr
+        process.send_signal(signal.SIGCONT)
         assert process.wait(timeout=60) == 0
     assert iteration(folder) == 96 and not (folder / ".lock").exists()
 
@@ -234,10 +236,13 @@ def test_folder_removed_and_begun_anew(tmp_path) -> None:
         shutil.rmtree(folder)
         with running(*LENET, "-c", folder, "--train-batch", 100, "--save-every", 1, "--epochs", 1) as second:
             wait_for_iteration(second, folder, 1)
+            second.send_signal(signal.SIGSTOP)
             first.send_signal(signal.SIGCONT)
             said = first.communicate(timeout=60)[0].splitlines()[-1]
             assert f"{folder} is in use by process {second.pid} on " in said and first.returncode == 1
-            assert (folder / ".lock").exists() and second.wait(timeout=60) == 0
+            assert (folder / ".lock").exists()
+            second.send_signal(signal.SIGCONT)
+            assert second.wait(timeout=60) == 0
     assert iteration(folder) == 15
     assert torch.load(folder / "checkpoint.pth.tar", weights_only=True)["arguments"]["train_batch"] == 100
 
