@@ -64,9 +64,10 @@ def check_neuron(neuron: LIF | TernaryCouple, shape: Shape, like: Tensor) -> Non
     except Exception:  # of a lock, a file or whatever it may hold
         own = neuron
     values, states = (*((-1,) if couple else ()), 0, 1), []
-    potential = like.new_zeros((1 + 64 // max(1, math.prod(shape)), *shape))
-    potential = potential.contiguous(memory_format=layout(potential))
-    current = (torch.linspace(-4, 4, potential.numel()) * neuron.v_threshold).to(like).view_as(potential) + potential
+    samples = 1 + 64 // max(1, math.prod(shape))
+    current = torch.linspace(-4, 4, samples * math.prod(shape)).view(samples, *shape) * neuron.v_threshold
+    current = current.to(like).contiguous(memory_format=layout(current))
+    potential = torch.zeros_like(current)
     with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
         for step in range(2):
             spikes, *scratch = (torch.full_like(potential, 0.5) for _ in range(1 + couple))  # as if left behind

@@ -333,7 +333,7 @@ def test_flags_of_every_kind(tmp_path) -> None:
 
     def add(parser) -> None:
         parser.add_argument("-k", type=int, default=1, experiment=True)
-        parser.add_argument("--tag", action="append", default=[])
+        parser.add_argument("--tag", action="append", default=["first"])
         parser.add_argument("--more", action="extend", nargs="+", type=int, default=[])
         parser.add_argument("--loud", action="count", default=0)
         parser.add_argument("--crops", nargs="*", choices=("flip", "crop"), default=[])
@@ -348,10 +348,10 @@ def test_flags_of_every_kind(tmp_path) -> None:
     experiment, file = replace(small(), flags=[*small().flags, add]), str(tmp_path / "checkpoint.pth.tar")
     flags = ("-k 5 --tag x --tag y --more 1 2 --more 3 --loud --loud --crops flip crop --grey no --sizes 3,4 --fast "
              "--a-b 3 there").split()
-    expected = {"k": 5, "tag": ["x", "y"], "more": [1, 2, 3], "loud": 2, "crops": ["flip", "crop"], "grey": False,
-                "sizes": [3, 4], "pace": "fast", "a_b": 3, "place": "there"}
+    expected = {"k": 5, "tag": ["first", "x", "y"], "more": [1, 2, 3], "loud": 2, "crops": ["flip", "crop"],
+                "grey": False, "sizes": [3, 4], "pace": "fast", "a_b": 3, "place": "there"}
     own = vars(experiment.arguments())
-    assert [own[name] for name in expected] == [1, [], [], 0, [], True, [1, 2], "slow", 0, "here"]
+    assert [own[name] for name in expected] == [1, ["first"], [], 0, [], True, [1, 2], "slow", 0, "here"]
     experiment.main([*flags, "--max-iters", "1", "-c", str(tmp_path)])
     for args in (experiment.arguments(flags), experiment.arguments(["--resume", file])):
         assert {name: getattr(args, name) for name in expected} == expected

@@ -239,7 +239,8 @@ def parse(make_parser: Callable[..., Parser], *, defaults: Mapping[str, Any],
         kept = {name: value for name, value in kept.items() if name not in bare.shared}
     displaced = {name: kept.pop(name) for name in bare.rivals(given) & kept.keys()}
     parser = parser_for({"dataset": dataset, **kept, **given}["dataset"])
-    args = Arguments({**vars(parser.parse_args(argv)), **kept, **given})
+    parsed = vars(parser.parse_args(argv))
+    args = Arguments({**parsed, **{name: value for name, value in kept.items() if name not in given}})
     _check(parser, args, bare)
 
     before = {**kept, **displaced}
