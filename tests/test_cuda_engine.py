@@ -65,7 +65,7 @@ if RUNS:
         compare(model.network, x, precision)
 
     @pytest.mark.parametrize("kind, neuron", [
-        *((kind, IF(v_threshold=0.75, u_rest=-0.25)) for kind in ROUTES), ("odd sizes", LIF(leak=0.5))])
+        *((kind, IF(v_threshold=0.75, u_rest=-0.25)) for kind in ROUTES), ("upwards", LIF(leak=0.5))])
     def test_every_synapse(kind: str, neuron: LIF) -> None:
         torch.manual_seed(1)
         network = on_grid(FeedbackSNN(**ROUTES[kind](), neuron=neuron, couple=TernaryCouple(v_threshold=0.25),
