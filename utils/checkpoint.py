@@ -83,18 +83,15 @@ def find(resume: str | None, folder: Path) -> Stored | None:
     """
     if resume != "auto":
         return load(resume) if resume else None
-    faults = []
+    fault = None
     for path in filter(os.path.exists, (folder / LAST, folder / BEST)):
         try:
-            found = load(path)
+            return load(path)
         except UserError as error:
-            faults.append(error)
-        else:
-            for fault in faults:
-                say(f"warning: {fault}")
-            return found
-    if faults:
-        raise UserError(f"no checkpoint in {folder} can be read: {faults[-1]}") from faults[-1]
+            fault = error
+            say(f"warning: {error}")
+    if fault:
+        raise UserError(f"no checkpoint in {folder} can be read: {fault}") from fault
     return None
 
 

@@ -48,25 +48,24 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
          loss: Callable[[Tensor, Tensor], Tensor], engine: Engine) -> Call:
     """Pass a batch through the model in the mode that it is in, and ``drive`` times the loss back to the network; a
     ValueError, if the model does not call the network just once, with as many samples, or its loss ignores it."""
-    keys, seen, readout = torch.arange(len(inputs), device=inputs.device), [], []
+    keys, given, seen, readout = torch.arange(len(inputs), device=inputs.device), [], [], []
 
     def keyed(module: nn.Module, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        x = args[0] if args else named["x"]
-        if len(x) != len(inputs):
+        given.append((args[0] if args else named["x"]).detach())
+        if len(given[-1]) != len(inputs):
             raise ValueError(f"a report is of a FeedbackSNN that gets the samples of a batch, and this model makes "
-                             f"{len(x)} of {len(inputs)}")
+                             f"{len(given[-1])} of {len(inputs)}")
         return args, {**named, "keys": keys}
 
-    def cut(module: nn.Module, args: tuple, named: dict[str, Any], rates: Tensor) -> Tensor:
-        x = args[0] if args else named["x"]
-        seen.append((x.detach().to(rates.dtype), rates.detach().requires_grad_()))
-        return seen[-1][1]
+    def cut(module: nn.Module, args: tuple, rates: Tensor) -> Tensor:
+        seen.append(rates.detach().requires_grad_())
+        return seen[-1]
 
     def count(module: nn.Linear, args: tuple, output: Tensor) -> None:
         readout.append(output.numel() // len(inputs) * module.in_features)
 
     hooks = [network.register_forward_pre_hook(keyed, with_kwargs=True),
-             network.register_forward_hook(cut, with_kwargs=True),
+             network.register_forward_hook(cut),
              *(m.register_forward_hook(count) for m in {*model.modules()} - {*network.modules()}
                if isinstance(m, nn.Linear))]
     try:
@@ -76,12 +75,12 @@ def call(model: nn.Module, network: FeedbackSNN, inputs: Tensor, targets: Tensor
             hook.remove()
     if len(seen) != 1:
         raise ValueError(f"a report is of a FeedbackSNN that is called once, and this model calls it {len(seen)} times")
-    (raw, rates), = seen
+    rates, = seen
     gradient, = torch.autograd.grad(value, rates, allow_unused=True) if value.requires_grad else (None,)
     if gradient is None:
         raise ValueError("a report is of a FeedbackSNN that is trained, and the loss of this model does not depend on "
                          "its rates")
-    circuit, x = network.bind(raw, keys)
+    circuit, x = network.bind(given[0].to(rates.dtype), keys)  # which autocast may have had in another format
     return Call(circuit, x, engine, engine.simulate_forward(circuit.detached(), x), gradient, sum(readout))
 
 

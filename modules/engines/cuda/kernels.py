@@ -88,13 +88,6 @@ def constant(group: Window | Tile) -> Window | Tile:
 
 
 @triton.jit
-def block(tile):
-    """The target pixels and channels of this block."""
-    return (tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels),
-            tl.program_id(1) * tile.channels + tl.arange(0, tile.channels))
-
-
-@triton.jit
 def aligned_block(window, target, tile):
     """The target pixels and channels of this block, and the first row and column of taps that its pixels meet.
 
@@ -263,7 +256,8 @@ def step_neurons(target, tile, current, frame, neurons, sending, step, steps):
     ``current``: of all steps; ``frame``: the size of that of one step, or 0 if it is constant. ``step``: number of the
     first step, of ``steps``; in ``sending``, samples are those of the first step, then those of the next.
     """
-    pixel, channel = block(tile)
+    pixel = tl.program_id(0) * tile.pixels + tl.arange(0, tile.pixels)
+    channel = tl.program_id(1) * tile.channels + tl.arange(0, tile.channels)
     unit, inside = units(target, pixel, channel)
     area = target.width * target.height
     potential = tl.load(neurons.potentials + unit, mask=inside, other=0)
